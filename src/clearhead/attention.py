@@ -1,0 +1,261 @@
+"""Attention: every word looks at every other word and takes from each in proportion to how well they match.
+
+    weights = softmax(scale * q @ k^T + bias)        rows sum to 1; scale is 1/sqrt(d_head)
+    output  = weights @ v
+
+Three things live here, and they are the whole of it (Vaswani et al. 2017, section 3.2):
+
+- `attend` computes `output` by one fused call that never stores `weights`;
+- `attention_map` computes `weights` by the formula above, for when one wants to see them;
+- `MultiHeadAttention` makes q, k and v from words with linear layers, attends in several heads, and mixes them.
+
+The project in one line, kept by a property test: `attend(q, k, v, mask) == attention_map(q, k, mask) @ v`.
+
+Tensors are laid out `(batch, heads, time, d_head)`, as torch.nn.functional.scaled_dot_product_attention has them.
+Next: `derivation.py` arrives at this code in eight steps; `positions.py` says how order enters.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from clearhead.cache import LayerCache
+from clearhead.errors import ConfigError, ShapeError
+from clearhead.positions import Order
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mask:
+    """Who may look at whom. Every field narrows the others; `Mask()` lets everybody look everywhere.
+
+    Queries are aligned to the end of the keys: the last query stands where the last key stands, so decoding one
+    token against a cache of a thousand is no special case.
+
+    causal:      a query sees its own position and what came before, never what comes after.
+    window:      (left, right): besides its own position, how many keys to each side a query sees. Mistral's
+                 sliding window of W is `Mask(causal=True, window=(W - 1, 0))`.
+    key_lengths: only the first `key_lengths[b]` keys of text b exist, the rest is padding.
+    allowed:     any other rule, True = may look.
+    bias:        added to the scaled scores, e.g. -inf where one may not look, or a relative position bias.
+    """
+
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    key_lengths: Int[Tensor, " batch"] | None = None
+    allowed: Bool[Tensor, "#batch #heads #query #key"] | None = None
+    bias: Float[Tensor, "#batch #heads #query #key"] | None = None
+
+    def dense(
+        self, n_queries: int, n_keys: int, device: torch.device
+    ) -> Bool[Tensor, "#batch #heads #query #key"] | None:
+        """Return every boolean rule as one tensor that broadcasts to the scores, or None if all is allowed."""
+        rules = [] if self.allowed is None else [self.allowed]
+        keys = torch.arange(n_keys, device=device)
+        if self.causal or self.window is not None:
+            left, right = self.window if self.window is not None else (n_keys, n_keys)
+            right = 0 if self.causal else right
+            ahead = keys - torch.arange(n_keys - n_queries, n_keys, device=device).unsqueeze(-1)  # query key
+            rules.append(((-left <= ahead) & (ahead <= right))[None, None])
+        if self.key_lengths is not None:
+            rules.append(keys < self.key_lengths[:, None, None, None])
+        return reduce(torch.logical_and, rules) if rules else None
+
+
+EVERYWHERE = Mask()
+CAUSAL = Mask(causal=True)
+
+
+def attend(
+    q: Float[Tensor, "batch heads query d_head"],
+    k: Float[Tensor, "batch kv_heads key d_head"],
+    v: Float[Tensor, "batch kv_heads key d_value"],
+    mask: Mask = EVERYWHERE,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads query d_value"]:
+    """Return `softmax(scale * q @ k^T + bias) @ v` by one fused call, in memory that grows with time, not time^2.
+
+    With fewer key/value heads than query heads, each serves `heads / kv_heads` neighbouring query heads (grouped
+    queries, Ainslie et al. 2023). `scale` is 1/sqrt(d_head) unless given. `dropout` is the probability with which
+    a weight is dropped. A query that may look nowhere gets zeros, and so does its gradient.
+
+    Raises ShapeError when shapes, dtypes or devices do not fit: torch's CPU kernel, for one, accepts keys and
+    values of different lengths and returns finite numbers.
+    """
+    _check(q, k, v, mask)
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    just_causal = mask.causal and mask.window is mask.key_lengths is mask.allowed is mask.bias is None
+    is_causal = just_causal and n_queries == n_keys > 1  # torch aligns is_causal to the *first* key: square only
+    allowed = None if is_causal or (just_causal and n_queries == 1) else mask.dense(n_queries, n_keys, q.device)
+    rule = allowed
+    if mask.bias is not None:
+        bias = mask.bias.to(q.dtype)
+        rule = bias if allowed is None else torch.where(allowed, bias, -math.inf)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=rule,
+        dropout_p=dropout,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+def attention_map(
+    q: Float[Tensor, "batch heads query d_head"],
+    k: Float[Tensor, "batch kv_heads key d_head"],
+    mask: Mask = EVERYWHERE,
+    *,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads query key"]:
+    """Return the weights themselves, `softmax(scale * q @ k^T + bias)`, by the formula: time^2 numbers a head.
+
+    Computed in float32 at least, returned in q's dtype. Rows sum to 1; a row that may look nowhere is all zeros.
+    Arguments and errors are those of `attend`. For long texts see `clearhead.watch`, which computes tiles of it.
+    """
+    _check(q, k, None, mask)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = scale * q.to(exact) @ k.to(exact).transpose(-2, -1)
+    if mask.bias is not None:
+        scores = scores + mask.bias.to(exact)
+    allowed = mask.dense(q.shape[-2], k.shape[-2], q.device)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    blind = (scores == -math.inf).all(-1, keepdim=True)  # softmax of nothing is 0/0
+    return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0).to(q.dtype)
+
+
+class MultiHeadAttention(nn.Module):
+    """Queries from `x`, keys and values from `memory` (or from `x` itself), attended in several heads at once.
+
+    Self-attention, cross-attention, grouped queries (`n_kv_heads < n_heads`), multi-query (`n_kv_heads=1`) and a
+    single head (`n_heads=1`) are the same code. `order` lets positions in (see positions.py).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        n_kv_heads: int | None = None,
+        d_head: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        scale: float | None = None,
+        order: Order | None = None,
+    ) -> None:
+        super().__init__()
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if d_head is None and d_model % n_heads:
+            raise ConfigError(f"d_model {d_model} does not divide into {n_heads} heads: give d_head, or other sizes")
+        if n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise ConfigError(f"{n_heads} query heads cannot share {n_kv_heads} key/value heads evenly")
+        d_head = d_model // n_heads if d_head is None else d_head
+        self.n_heads, self.n_kv_heads, self.d_head = n_heads, n_kv_heads, d_head
+        self.scale, self.dropout, self.order = d_head**-0.5 if scale is None else scale, dropout, order
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=bias)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
+        self.out_proj = nn.Linear(n_heads * d_head, d_model, bias=bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch query d_model"],
+        memory: Float[Tensor, "batch memory d_model"] | None = None,
+        *,
+        mask: Mask = EVERYWHERE,
+        positions: Int[Tensor, "#batch query"] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch query d_model"]:
+        """Return what each position of `x` takes from `memory`, or from `x` where no memory is given.
+
+        `positions` are those of `x`, counted on from the cache where not given. With a `cache`, keys and values
+        of earlier calls are looked at too, and this call's are remembered.
+        """
+        source = x if memory is None else memory
+        q = rearrange(self.q_proj(x), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_heads)
+        k = rearrange(self.k_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads)
+        v = rearrange(self.v_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads)
+        if self.order is not None:
+            if memory is not None:
+                raise ConfigError("order relates positions of one text: build cross-attention with order=None")
+            q, k = self._turn(q, k, positions, start=0 if cache is None else cache.length)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        mask = self._with_order_bias(mask, q.shape[-2], k.shape[-2], x.device)
+        heads = attend(q, k, v, mask, scale=self.scale, dropout=self.dropout if self.training else 0.0)
+        return self.out_proj(rearrange(heads, "batch heads time d_head -> batch time (heads d_head)"))
+
+    def _turn(self, q: Tensor, k: Tensor, positions: Tensor | None, *, start: int) -> tuple[Tensor, Tensor]:
+        assert self.order is not None
+        if positions is None:
+            positions = torch.arange(start, start + q.shape[-2], device=q.device).unsqueeze(0)
+        return self.order.turn(q, positions), self.order.turn(k, positions)
+
+    def _with_order_bias(self, mask: Mask, n_queries: int, n_keys: int, device: torch.device) -> Mask:
+        """Return `mask` with the order's bias added; distances are counted from the end, as everywhere."""
+        if self.order is None:
+            return mask
+        keys = torch.arange(n_keys, device=device)
+        bias = self.order.bias(keys[n_keys - n_queries :], keys)
+        if bias is None:
+            return mask
+        bias = bias.unsqueeze(0)  # one for every text
+        return replace(mask, bias=bias if mask.bias is None else bias + mask.bias)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
+    """Refuse what does not fit, with what came and what was expected; kernels differ in what they let through."""
+    tensors = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
+    shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+    if not isinstance(mask, Mask):
+        raise ShapeError(
+            f"mask is a {type(mask).__name__}: expected clearhead.Mask, e.g. Mask(causal=True), "
+            f"Mask(allowed=boolean tensor, True = may look) or Mask(bias=float tensor)"
+        )
+    if any(t.ndim != 4 for t in tensors.values()):
+        raise ShapeError(f"expected (batch, heads, time, d_head) for each of q, k, v, got {shapes}")
+    if len({t.dtype for t in tensors.values()}) > 1:
+        raise ShapeError(f"q, k, v differ in dtype: {', '.join(f'{n} {t.dtype}' for n, t in tensors.items())}")
+    if len({t.device for t in tensors.values()}) > 1:
+        raise ShapeError(f"q, k, v are on different devices: {', '.join(f'{n} {t.device}' for n, t in tensors.items())}")
+    if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
+        raise ShapeError(f"q and k must agree in batch and d_head, got {shapes}")
+    if v is not None and k.shape[:3] != v.shape[:3]:
+        raise ShapeError(f"k and v must agree in batch, heads and time, got {shapes}")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise ShapeError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key/value heads evenly: {shapes}")
+    _check_mask(mask, q, k)
+
+
+def _check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:
+    full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    for name, rule in (("allowed", mask.allowed), ("bias", mask.bias)):
+        if rule is None:
+            continue
+        if name == "allowed" and rule.dtype != torch.bool:
+            raise ShapeError(f"Mask.allowed must be boolean (True = may look), got {rule.dtype}: numbers go in bias=")
+        if name == "bias" and not rule.is_floating_point():
+            raise ShapeError(f"Mask.bias is added to the scores and must be floating, got {rule.dtype}")
+        if rule.ndim != 4 or any(have not in (1, want) for have, want in zip(rule.shape, full, strict=True)):
+            raise ShapeError(f"Mask.{name} must broadcast to (batch, heads, query, key) = {full}, got {tuple(rule.shape)}")
+        if rule.device != q.device:
+            raise ShapeError(f"Mask.{name} is on {rule.device}, q on {q.device}: move it with .to(q.device)")
+    lengths = mask.key_lengths
+    if lengths is not None and (lengths.shape != q.shape[:1] or lengths.is_floating_point()):
+        raise ShapeError(f"Mask.key_lengths must be {q.shape[0]} whole numbers, one a text, got {lengths.dtype} {tuple(lengths.shape)}")
+    if lengths is not None and lengths.device != q.device:
+        raise ShapeError(f"Mask.key_lengths is on {lengths.device}, q on {q.device}: move it with .to(q.device)")
+    if mask.window is not None and min(mask.window) < 0:
+        raise ShapeError(f"Mask.window counts keys to the left and right and cannot be negative, got {mask.window}")

@@ -1,0 +1,157 @@
+"""How order enters. Attention alone sees a bag of words: shuffle its input and the output is shuffled alike.
+
+Two places exist to tell it who stands where, and every scheme here is one object for one of them:
+
+- added to the embeddings before the first layer: `LearnedPositions` (BERT, GPT-2), `SinusoidalPositions` (2017);
+- inside every attention layer, as an `Order`: it may turn queries and keys (`Rotary`), or add to the scores
+  (`RelativeBias` of T5, `ALiBi`). Multi-head attention calls both methods and knows neither scheme by name.
+
+Next: `attention.py` uses an `Order`, `block.py` stacks it.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from clearhead.errors import ConfigError, ShapeError
+
+
+class LearnedPositions(nn.Embedding):
+    """One trained vector for every position (Devlin et al. 2018; Radford et al. 2019).
+
+    `first` is the row that position 0 uses: RoBERTa keeps the first `pad_id + 1 = 2` rows for padding.
+    """
+
+    def __init__(self, max_len: int, d_model: int, *, first: int = 0) -> None:
+        super().__init__(max_len + first, d_model)
+        self.first = first
+        self.max_len = max_len
+
+    def forward(self, positions: Int[Tensor, "*batch time"]) -> Float[Tensor, "*batch time d_model"]:
+        """Return the vectors of `positions`; raises ShapeError past `max_len` by the length alone."""
+        if positions.shape[-1] > self.max_len:
+            raise ShapeError(
+                f"a text of {positions.shape[-1]} tokens, but this model has {self.max_len} learned positions: "
+                f"truncate the text or split it"
+            )
+        return super().forward(positions + self.first)
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5); nothing to train."""
+
+    def __init__(self, d_model: int, *, base: float = 10_000.0) -> None:
+        super().__init__()
+        if d_model % 2:
+            raise ConfigError(f"d_model must be even for sine and cosine pairs, got {d_model}")
+        self.d_model, self.base = d_model, base
+
+    def forward(self, positions: Int[Tensor, "*batch time"]) -> Float[Tensor, "*batch time d_model"]:
+        """Return `[sin(p w_0), cos(p w_0), sin(p w_1), ...]` with `w_i = base^(-2i/d_model)`, in float32."""
+        angles = _angles(positions, self.d_model, self.base)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+def _angles(positions: Tensor, d: int, base: float) -> Tensor:
+    """positions x frequencies, in float32: half precision cannot tell position 4097 from 4096."""
+    steps = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32)
+    return positions.float().unsqueeze(-1) * torch.exp(steps * (-math.log(base) / d))
+
+
+class Order(nn.Module):
+    """The seam by which order enters an attention layer. The base class does nothing, which is also a choice."""
+
+    def turn(
+        self, x: Float[Tensor, "batch heads time d_head"], positions: Int[Tensor, "#batch time"]
+    ) -> Float[Tensor, "batch heads time d_head"]:
+        """Return queries or keys as position-dependent vectors."""
+        return x
+
+    def bias(
+        self, query_positions: Int[Tensor, " query"], key_positions: Int[Tensor, " key"]
+    ) -> Float[Tensor, "heads query key"] | None:
+        """Return what is added to the scaled scores, or None."""
+        return None
+
+
+class Rotary(Order):
+    """Turn each pair of channels by an angle proportional to the position (Su et al. 2021, RoFormer, section 3.4).
+
+    The inner product of a turned query and a turned key then depends on their distance alone. Channels are paired
+    `(i, i + d/2)`, as GPT-NeoX and Llama checkpoints store them, not `(2i, 2i + 1)` as in the paper's figure.
+    """
+
+    def __init__(self, d_head: int, *, base: float = 10_000.0) -> None:
+        super().__init__()
+        if d_head % 2:
+            raise ConfigError(f"d_head must be even to turn pairs of channels, got {d_head}")
+        self.d_head, self.base = d_head, base
+
+    def turn(
+        self, x: Float[Tensor, "batch heads time d_head"], positions: Int[Tensor, "#batch time"]
+    ) -> Float[Tensor, "batch heads time d_head"]:
+        """Return `x` turned by `positions`; lengths of vectors do not change."""
+        angles = _angles(positions, self.d_head, self.base).unsqueeze(-3)  # batch 1 time d/2
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+class RelativeBias(Order):
+    """A trained number per head and bucket of distance, added to the scores (Raffel et al. 2019, T5, section 2.1).
+
+    Half of the buckets are exact distances, the rest grow logarithmically up to `max_distance`.
+    """
+
+    def __init__(
+        self, n_heads: int, *, n_buckets: int = 32, max_distance: int = 128, two_sided: bool = True
+    ) -> None:
+        super().__init__()
+        self.n_buckets, self.max_distance, self.two_sided = n_buckets, max_distance, two_sided
+        self.weight = nn.Parameter(torch.zeros(n_buckets, n_heads))
+
+    def bias(
+        self, query_positions: Int[Tensor, " query"], key_positions: Int[Tensor, " key"]
+    ) -> Float[Tensor, "heads query key"]:
+        """Return the trained bias of every pair's bucket."""
+        distance = key_positions.unsqueeze(-2) - query_positions.unsqueeze(-1)  # batch query key
+        return self.weight[self._bucket(distance)].movedim(-1, -3)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        n_buckets, offset = self.n_buckets, torch.zeros_like(distance)
+        if self.two_sided:  # the upper half of the table is for keys that come later
+            n_buckets //= 2
+            offset = (distance > 0) * n_buckets
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        exact = n_buckets // 2
+        growth = torch.log(distance.float().clamp(min=1) / exact) / math.log(self.max_distance / exact)
+        far = (exact + (growth * (n_buckets - exact)).long()).clamp(max=n_buckets - 1)
+        return offset + torch.where(distance < exact, distance, far)
+
+
+class ALiBi(Order):
+    """Lower a score in proportion to the distance, by a fixed slope a head (Press et al. 2021, section 3).
+
+    Slopes are `2^(-8 h / n_heads)` for h = 1..n_heads; for a number of heads that is no power of two the paper's
+    code takes the next lower power and fills up with every second slope of the next higher one, as done here.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        lower = 2 ** math.floor(math.log2(n_heads))
+        slopes = [2 ** (-8 * (h + 1) / lower) for h in range(lower)]
+        slopes += [2 ** (-4 * (h + 1) / lower) for h in range(0, 2 * (n_heads - lower), 2)]
+        self.register_buffer("slopes", torch.tensor(slopes), persistent=False)
+
+    def bias(
+        self, query_positions: Int[Tensor, " query"], key_positions: Int[Tensor, " key"]
+    ) -> Float[Tensor, "heads query key"]:
+        """Return `-slope * |query position - key position|`."""
+        distance = (query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)).abs()
+        return -self.slopes[:, None, None] * distance.unsqueeze(-3)
