@@ -1,0 +1,1 @@
+"""From files to batches: `tokenizer` cuts text into pieces with numbers, `text` reads files and groups rows."""
