@@ -1,5 +1,92 @@
 """See what attention does, in any Transformer, while it runs at full speed.
 
-Reading order: attention -> derivation -> positions -> block -> models/bert -> training/objectives -> training/loop
--> classification -> checkpoints/mapping -> seeing/recorder -> seeing/maps -> cli.
+    import clearhead
+
+    model = clearhead.load("sentiment")                # a shipped default, a checkpoint folder, or a hub name
+    with clearhead.watch(model) as seen:               # its own fused kernels run; nothing is computed twice
+        model(tokens)
+    seen.map(layer=2, head=4)                          # the exact weights, computed now
+
+Reading order of the source: attention -> derivation -> positions -> block -> models/bert -> training/objectives
+-> training/loop -> classification -> packed -> checkpoints/mapping -> seeing/recorder -> seeing/maps -> cli.
+
+Names are imported when first used: `import clearhead` costs a few milliseconds, `clearhead --help` needs no torch.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clearhead.attention import CAUSAL, EVERYWHERE, Mask, MultiHeadAttention, attend, attention_map
+    from clearhead.block import Block, FeedForward, post_norm, pre_norm
+    from clearhead.cache import KVCache, LayerCache
+    from clearhead.checkpoints import find, load, save
+    from clearhead.classification import classify, embed
+    from clearhead.data.tokenizer import Tokenizer
+    from clearhead.derivation import Derivation, derive
+    from clearhead.errors import (
+        CheckpointError,
+        ClearheadError,
+        ConfigError,
+        InputError,
+        MissingExtra,
+        ShapeError,
+        TrainingError,
+        WatchError,
+    )
+    from clearhead.models.bert import (
+        Bert,
+        BertConfig,
+        BertForMaskedLM,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
+    from clearhead.packed import pack
+    from clearhead.positions import ALiBi, LearnedPositions, Order, RelativeBias, Rotary, SinusoidalPositions
+    from clearhead.seeing import Recording, watch
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "clearhead.attention": ("CAUSAL", "EVERYWHERE", "Mask", "MultiHeadAttention", "attend", "attention_map"),
+    "clearhead.block": ("Block", "FeedForward", "post_norm", "pre_norm"),
+    "clearhead.cache": ("KVCache", "LayerCache"),
+    "clearhead.checkpoints": ("find", "load", "save"),
+    "clearhead.classification": ("classify", "embed"),
+    "clearhead.data.tokenizer": ("Tokenizer",),
+    "clearhead.derivation": ("Derivation", "derive"),
+    "clearhead.errors": (
+        "CheckpointError",
+        "ClearheadError",
+        "ConfigError",
+        "InputError",
+        "MissingExtra",
+        "ShapeError",
+        "TrainingError",
+        "WatchError",
+    ),
+    "clearhead.models.bert": (
+        "Bert",
+        "BertConfig",
+        "BertForMaskedLM",
+        "BertForSequenceClassification",
+        "BertForTokenClassification",
+    ),
+    "clearhead.packed": ("pack",),
+    "clearhead.positions": ("ALiBi", "LearnedPositions", "Order", "RelativeBias", "Rotary", "SinusoidalPositions"),
+    "clearhead.seeing": ("Recording", "watch"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+        return value
+    raise AttributeError(f"module 'clearhead' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

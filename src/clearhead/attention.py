@@ -82,6 +82,8 @@ def attend(
 ) -> Float[Tensor, "batch heads query d_value"]:
     """Return `softmax(scale * q @ k^T + bias) @ v` by one fused call, in memory that grows with time, not time^2.
 
+    That holds for no mask, key lengths, and a causal mask over as many queries as keys or a single one; the other
+    rules cost a byte a pair (a bias: its own size), which is shared by all heads that it does not tell apart.
     With fewer key/value heads than query heads, each serves `heads / kv_heads` neighbouring query heads (grouped
     queries, Ainslie et al. 2023). `scale` is 1/sqrt(d_head) unless given. `dropout` is the probability with which
     a weight is dropped. A query that may look nowhere gets zeros, and so does its gradient.
@@ -91,7 +93,8 @@ def attend(
     """
     _check(q, k, v, mask)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    just_causal = mask.causal and mask.window is mask.key_lengths is mask.allowed is mask.bias is None
+    others = (mask.window, mask.key_lengths, mask.allowed, mask.bias)
+    just_causal = mask.causal and all(rule is None for rule in others)
     is_causal = just_causal and n_queries == n_keys > 1  # torch aligns is_causal to the *first* key: square only
     allowed = None if is_causal or (just_causal and n_queries == 1) else mask.dense(n_queries, n_keys, q.device)
     rule = allowed
@@ -185,8 +188,12 @@ class MultiHeadAttention(nn.Module):
         """
         source = x if memory is None else memory
         q = rearrange(self.q_proj(x), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_heads)
-        k = rearrange(self.k_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads)
-        v = rearrange(self.v_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads)
+        k = rearrange(
+            self.k_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads
+        )
+        v = rearrange(
+            self.v_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads
+        )
         if self.order is not None:
             if memory is not None:
                 raise ConfigError("order relates positions of one text: build cross-attention with order=None")
@@ -229,7 +236,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
     if len({t.dtype for t in tensors.values()}) > 1:
         raise ShapeError(f"q, k, v differ in dtype: {', '.join(f'{n} {t.dtype}' for n, t in tensors.items())}")
     if len({t.device for t in tensors.values()}) > 1:
-        raise ShapeError(f"q, k, v are on different devices: {', '.join(f'{n} {t.device}' for n, t in tensors.items())}")
+        raise ShapeError(
+            f"q, k, v are on different devices: {', '.join(f'{n} {t.device}' for n, t in tensors.items())}"
+        )
     if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
         raise ShapeError(f"q and k must agree in batch and d_head, got {shapes}")
     if v is not None and k.shape[:3] != v.shape[:3]:
@@ -249,12 +258,17 @@ def _check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:
         if name == "bias" and not rule.is_floating_point():
             raise ShapeError(f"Mask.bias is added to the scores and must be floating, got {rule.dtype}")
         if rule.ndim != 4 or any(have not in (1, want) for have, want in zip(rule.shape, full, strict=True)):
-            raise ShapeError(f"Mask.{name} must broadcast to (batch, heads, query, key) = {full}, got {tuple(rule.shape)}")
+            raise ShapeError(
+                f"Mask.{name} must broadcast to (batch, heads, query, key) = {full}, got {tuple(rule.shape)}"
+            )
         if rule.device != q.device:
             raise ShapeError(f"Mask.{name} is on {rule.device}, q on {q.device}: move it with .to(q.device)")
     lengths = mask.key_lengths
     if lengths is not None and (lengths.shape != q.shape[:1] or lengths.is_floating_point()):
-        raise ShapeError(f"Mask.key_lengths must be {q.shape[0]} whole numbers, one a text, got {lengths.dtype} {tuple(lengths.shape)}")
+        raise ShapeError(
+            f"Mask.key_lengths must be {q.shape[0]} whole numbers, one a text, "
+            f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
     if lengths is not None and lengths.device != q.device:
         raise ShapeError(f"Mask.key_lengths is on {lengths.device}, q on {q.device}: move it with .to(q.device)")
     if mask.window is not None and min(mask.window) < 0:

@@ -56,9 +56,7 @@ class KVCache:
     ) -> None:
         shape = (batch, n_kv_heads, max_len, d_head)
         self.layers = [
-            LayerCache(
-                torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
-            )
+            LayerCache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
             for _ in range(n_layers)
         ]
 

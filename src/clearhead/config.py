@@ -31,9 +31,7 @@ def build_config(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     missing = [
         name
         for name, field in fields.items()
-        if name not in built
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in built and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(map(repr, missing))}, which {cls.__name__} needs")
@@ -61,7 +59,11 @@ def _coerce(value: Any, hint: Any, *, where: str) -> Any:
         return {k: _coerce(v, arguments[1], where=f"{where}.{k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and not (hint is int and value in (True, False) and isinstance(value, bool))):
+    if hint is Any or (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and value in (True, False) and isinstance(value, bool))
+    ):
         return value
     raise ConfigError(f"{where}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
 

@@ -105,9 +105,7 @@ class RelativeBias(Order):
     Half of the buckets are exact distances, the rest grow logarithmically up to `max_distance`.
     """
 
-    def __init__(
-        self, n_heads: int, *, n_buckets: int = 32, max_distance: int = 128, two_sided: bool = True
-    ) -> None:
+    def __init__(self, n_heads: int, *, n_buckets: int = 32, max_distance: int = 128, two_sided: bool = True) -> None:
         super().__init__()
         self.n_buckets, self.max_distance, self.two_sided = n_buckets, max_distance, two_sided
         self.weight = nn.Parameter(torch.zeros(n_buckets, n_heads))

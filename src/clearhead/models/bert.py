@@ -165,6 +165,8 @@ class BertForSequenceClassification(nn.Module):
     def __init__(self, config: BertConfig, bert: Bert | None = None) -> None:
         super().__init__()
         _require_labels(config)
+        if config.pooler is None:
+            raise ConfigError("BertForSequenceClassification reads the pooler: expected pooler='tanh', got None")
         self.config = config
         self.bert = Bert(config) if bert is None else bert
         self.dropout = nn.Dropout(config.classifier_dropout)
