@@ -55,7 +55,7 @@ bench: $(BENCH_READY) ## every script of bench/ against its peers; make bench BE
 
 docs: $(DOCS_READY) ## build the documentation into site/
 	@$(BIN)/zensical build --clean --strict
-	@echo "open site/index.html"
+	@echo "open site/index.html; its search needs a server: $(PYTHON) -m http.server --directory site"
 
 clean: ## remove what building and testing left; .venv stays (rm -r .venv removes it too)
 	@rm -rf site dist build .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -67,7 +67,7 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "clearhead needs Python 3.11 or newer, and '$(PYTHON)' was not found; try: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "clearhead needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1); try: make PYTHON=python3.11" >&2; exit 2; }
 	@echo "making $(VENV) with $$($(PYTHON) -V)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 2; }
 
 $(RUN_READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing clearhead and what it runs on (the first time takes minutes)"
