@@ -4,7 +4,6 @@ A fixture for something absent skips with the reason; nothing here installs or d
 the rules of the house, `test_attention.py` states the project.
 """
 
-import importlib.util
 import os
 import random
 import shutil
@@ -21,6 +20,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+# A torchvision built for another torch lacks its compiled operators. It then fails on import, and takes timm and
+# transformers with it, because this one module describes those operators to torch.compile. Nothing here calls them.
+DESCRIPTIONS = "torchvision._meta_registrations"
+sys.modules.setdefault(DESCRIPTIONS, ModuleType(DESCRIPTIONS))
 
 torch.set_num_threads(1)  # also makes sums, and so golden numbers, the same with and without xdist
 
@@ -80,13 +84,5 @@ def compiler() -> str:
 
 @pytest.fixture(scope="session")
 def timm() -> ModuleType:
-    """Return timm, also where torchvision was built for another torch and lacks its compiled operators.
-
-    torchvision then fails on import, because it describes to torch.compile operators that nobody defined. timm's models
-    call none of them, so that one module is left out.
-    """
-    if importlib.util.find_spec("timm") is None:
-        pytest.skip("timm absent: pip install --no-deps timm torchvision pillow")
-    descriptions = "torchvision._meta_registrations"
-    sys.modules.setdefault(descriptions, ModuleType(descriptions))
-    return importlib.import_module("timm")
+    """Return timm, the peer of the Vision Transformer."""
+    return pytest.importorskip("timm", reason="timm absent: pip install --no-deps timm torchvision pillow")
