@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ class Origin:
     config: Mapping[str, Any]
 
 
+@runtime_checkable
 class CanSave(Protocol):
     """A tokenizer, as far as this room knows one."""
 

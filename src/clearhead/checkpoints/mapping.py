@@ -11,7 +11,7 @@ Next: `bert.py`, a table; `files.py`, where the tensors come from.
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -81,6 +81,7 @@ class Table:
         )
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where tensors come from: shapes are known at once, numbers are read one tensor at a time."""
 
