@@ -158,6 +158,20 @@ def test_a_config_of_another_model_is_refused(key: str, value: Any, said: str, t
     assert str(tmp_path) in str(caught.value)
 
 
+def test_no_value_of_any_key_escapes_the_checks(tmp_path: Path) -> None:
+    publish(tmp_path, "BertForSequenceClassification")
+    config = config_of(tmp_path)
+    strange = (None, True, 0, -1, 1.5, 2**31 - 1, 10**30, 1e400, "", "x", [], [None], {}, {"0": None}, {"a": {}})
+    for key in (*config, "num_labels", "problem_type"):
+        for value in strange:
+            text = json.dumps({**config, key: value}).replace("Infinity", "1e400")
+            (tmp_path / "config.json").write_text(text)
+            try:
+                load(tmp_path)
+            except CheckpointError as error:
+                assert str(tmp_path) in str(error)
+
+
 def test_an_untied_language_model_is_refused_and_other_heads_are_not(tmp_path: Path) -> None:
     for head in ("ForMaskedLM", "ForTokenClassification"):
         publish(tmp_path / head, f"Bert{head}")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -71,9 +72,9 @@ def test_the_hub_is_asked_for_no_pickle_and_no_code() -> None:
     assert list(filter_repo_objects(published + left, allow_patterns=files.FETCHED)) == published
 
 
-@pytest.mark.parametrize("name", ["nothing/here/either", "./nothing", "nothing"])
+@pytest.mark.parametrize("name", ["nothing/here/either", "./nothing", "nothing", "a long text " * 10_000, "\0"])
 def test_a_name_that_is_nothing_is_refused(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"no model {name!r}"):
+    with pytest.raises(CheckpointError, match="it is not a folder and does not ship"):
         find(name)
 
 
@@ -220,15 +221,18 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_the_advice_on_pickles_works(tmp_path: Path) -> None:
-    theirs = make("BertModel")
-    theirs.config.save_pretrained(tmp_path / "old")
-    torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
-    advice = files.TO_SAFETENSORS.replace("OLD", str(tmp_path / "old")).replace("NEW", str(tmp_path / "new"))
-    assert advice.startswith("python ")
-    subprocess.run(sys.executable + advice.removeprefix("python"), shell=True, check=True, capture_output=True)
+def test_the_advice_on_pickles_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = make("BertForSequenceClassification")
     theirs.save_pretrained(tmp_path / "expected")
-    assert same(load(tmp_path / "new"), load(tmp_path / "expected"))
+    shutil.copytree(tmp_path / "expected", tmp_path / "old")
+    (tmp_path / "old" / WEIGHTS).unlink()
+    torch.save(theirs.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "old")
+    _, _, code, folder = shlex.split(str(caught.value).partition("convert it once: ")[2])
+    monkeypatch.setattr(sys, "argv", ["-c", folder])
+    exec(code)
+    assert same(load(tmp_path / "old"), load(tmp_path / "expected"))
 
 
 @pytest.mark.parametrize(
@@ -361,11 +365,12 @@ def test_one_models_config_is_never_beside_anothers_weights(
 
 
 def test_what_a_killed_save_left_is_swept_by_the_next(tmp_path: Path) -> None:
-    left = tmp_path / ".model.0badf00d.partial"
+    left, others = tmp_path / ".run.0badf00d.partial", tmp_path / ".run.v2.0badf00d.partial"
     left.mkdir()
+    others.mkdir()  # is being saved right now by somebody else
     (left / WEIGHTS).touch()
-    save(Bert(TINY), tmp_path / "model")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    save(Bert(TINY), tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "run"]
 
 
 def test_permissions_are_those_of_any_new_folder(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ Next: `bert.py`, a table; `files.py`, where the tensors come from.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -77,7 +77,7 @@ class Table:
         return Table(
             tuple(Rule(theirs + r.theirs, tuple(ours + name for name in _names(r)), r.op) for r in self.rules),
             tuple(Alias(theirs + a.theirs, theirs + a.same_as) for a in self.aliases),
-            tuple(replace(row, theirs=theirs + row.theirs) for row in self.ignored),
+            tuple(Ignored(theirs + row.theirs, row.reason) for row in self.ignored),
         )
 
 
