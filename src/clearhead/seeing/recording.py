@@ -86,7 +86,7 @@ class Recording:
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:
-        """Return the modules that look like attention and ran, but whose attention is not in here, with a reason each."""
+        """Return the modules that look like attention and ran, but whose attention is not in here, and why."""
         seen = {name.partition("#")[0] for name in self.names if name not in self.refused}
         found = []
         for name, ran in self.ran.items():
