@@ -294,7 +294,7 @@ def test_equations_show_turns_biases_and_other_scales() -> None:
     rotary, alibi, unscaled = (thread(order=Rotary(4))[2], thread(order=ALiBi(4))[2], thread(scale=1.0)[2])
     assert "q_i = R_i(W_Q x_i + b_Q)" in rotary.steps[3].equation
     assert "exp(z_ij + b_ij)" in alibi.steps[5].equation
-    assert unscaled.steps[4].equation == "z_ij = 1 s_ij,  D = 4"
+    assert unscaled.steps[4].equation == "z_ij = 1 s_ij, D = 4"
 
 
 def test_sentences_name_the_largest_weight() -> None:

@@ -23,19 +23,17 @@ def equations(attention: MultiHeadAttention, known: Known, query: int) -> list[s
     turned = attention.order is not None and type(attention.order).turn is not Order.turn
     asks, answers = ("R_i(W_Q x_i + b_Q)", "R_j(W_K x_j + b_K)") if turned else ("W_Q x_i + b_Q", "W_K x_j + b_K")
     usual = math.isclose(attention.scale, d_head**-0.5)
-    scaled = (
-        f"s_ij / √D,  √D = √{d_head} = {d_head**0.5:.4g}" if usual else f"{attention.scale:.4g} s_ij,  D = {d_head}"
-    )
+    scaled = f"s_ij / √D, √D = √{d_head} = {d_head**0.5:.4g}" if usual else f"{attention.scale:.4g} s_ij, D = {d_head}"
     power = "z_ij + b_ij" if "bias" in known else "z_ij"
     return [
-        f"x_j ∈ R^{seen.shape[-1]},  j = 0 … {len(seen) - 1}",
-        f"v_j = W_V x_j + b_V,  W_V ∈ R^({d_head}×{seen.shape[-1]})",
-        f"o_i = Σ_j v_j / T,  i = {query},  T = {int(known['allowed'].sum())}",
-        f"s_ij = q_i · k_j,  q_i = {asks},  k_j = {answers}",
+        f"x_j ∈ R^{seen.shape[-1]}, j = 0 … {len(seen) - 1}",
+        f"v_j = W_V x_j + b_V, W_V ∈ R^({d_head}×{seen.shape[-1]})",
+        f"o_i = Σ_j v_j / T, i = {query}, T = {int(known['allowed'].sum())}",
+        f"q_i = {asks}, k_j = {answers}, s_ij = q_i · k_j",
         f"z_ij = {scaled}",
         f"w_ij = exp({power}) / Σ_j exp({power})",
         f"o_i = Σ_j w_ij v_j ∈ R^{d_head}",
-        f"y_i = W_O [o_i^0 … o_i^{attention.n_heads - 1}] + b_O,  W_O ∈ R^({x.shape[-1]}×{attention.n_heads * d_head})",
+        f"y_i = W_O [o_i^0 … o_i^{attention.n_heads - 1}] + b_O, W_O ∈ R^({x.shape[-1]}×{attention.n_heads * d_head})",
     ]
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from clearhead.derivation import Derivation, Step
 from clearhead.derivation.words import label
+from clearhead.explorer.colours import colour, letters
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
     from rich.console import Console
@@ -19,11 +20,10 @@ if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
 
 INDENT = 3
 LONGEST_NAME = len("words to vectors")
+LONGEST_WORD = 16
 BAR = 12  # columns of the bar of a weight of 1
 MOST_WORDS = 24  # of a long text only those with the largest weights are listed
-
-
-TITLES = ("1 cosine", "2 |v|", "3 1/T", "4 q·k", "5 /√D", "6 w", "7 w|v|")
+TITLES = ("1 cosine", "2 |v|", "3 1/T", "4 q·k", "5 z", "6 w", "7 w|v|")
 
 
 def show(derivation: Derivation, console: "Console", *, source: bool = False, heading: str = "") -> None:
@@ -45,15 +45,6 @@ def show(derivation: Derivation, console: "Console", *, source: bool = False, he
             console.print(_words(derivation, bars=console.is_terminal))
         console.print()
     console.print(_heads(derivation, bars=console.is_terminal))
-
-
-def shade(text: str, weight: float) -> "Text":
-    """Return `text` on a ground from grey to orange, by the square root of `weight`: small weights stay visible."""
-    from rich.text import Text
-
-    depth = max(0.0, min(1.0, weight)) ** 0.5
-    red, green, blue = (round(low + depth * (high - low)) for low, high in zip((150, 150, 150), (255, 140, 0)))
-    return Text(text, style=f"#000000 on #{red:02x}{green:02x}{blue:02x}" if weight >= 0.005 else "")
 
 
 def _step(number: int, step: Step, width: int) -> Iterator["Text"]:
@@ -94,12 +85,13 @@ def _words(derivation: Derivation, *, bars: bool) -> "Table":
 
     table = _table("word", *TITLES, *[""] * bars)
     for j in listed:
-        word, weight = _cut(derivation.memory_words[j]), weights[j].item()
+        weight = weights[j].item()
+        word = derivation.memory_words[j] + (" *" if seen is x and j == derivation.query else "")
         numbers = [*(column[j].item() for column in columns), weight * lengths[j].item()]
         cells = [_aligned(number, 3 if title.endswith(("1/T", "w")) else 2) for title, number in zip(TITLES, numbers)]
         if not allowed[j]:
             cells[2:] = ["-"] * len(cells[2:])
-        table.add_row(shade(word, weight) if bars else word, *cells, *[_bar(weight)] * bars)
+        table.add_row(_word(word, weight, shaded=bars), *cells, *[_bar(weight)] * bars)
     if left_out := len(weights) - len(listed):
         rest = weights.sum().item() - weights[listed].sum().item()
         table.add_row(f"{left_out} others", *[""] * 5, _aligned(rest, 3), "", *[""] * bars)
@@ -112,10 +104,10 @@ def _heads(derivation: Derivation, *, bars: bool) -> "Table":
     weights, places = derivation["all_weights"].max(dim=-1)
     table = _table("head", "looks most at", "w", "adds", *[""] * bars, left=2)
     for head, (weight, place, length) in enumerate(zip(weights.tolist(), places.tolist(), lengths.tolist())):
-        word = _cut(derivation.memory_words[place])
+        word = _word(derivation.memory_words[place], weight, shaded=False)
         name = f"{head} *" if head == derivation.head else f"{head}  "
         bar = [_bar(length / lengths.max().item())] * bars
-        table.add_row(name, shade(word, weight) if bars else word, _aligned(weight, 3), _aligned(length), *bar)
+        table.add_row(name, word, _aligned(weight, 3), _aligned(length), *bar)
     return table
 
 
@@ -134,11 +126,15 @@ def _aligned(number: float, digits: int = 2) -> str:
     return f"{number:.{digits}f}" if abs(number) < 1e4 else f"{number:.1e}"
 
 
+def _word(word: str, weight: float, *, shaded: bool) -> "Text":
+    """Return `word`, on the colour of its weight where wanted; as Text, since rich reads meaning into [brackets]."""
+    from rich.text import Text
+
+    short = word if len(word) <= LONGEST_WORD else word[: LONGEST_WORD - 1] + "…"
+    return Text(short, style=f"{letters(weight)} on {colour(weight)}" if shaded and weight >= 0.005 else "")
+
+
 def _bar(weight: float) -> "Text":
     from rich.text import Text
 
     return Text("▇" * round(weight * BAR), style="dark_orange")
-
-
-def _cut(word: str) -> str:
-    return word if len(word) <= 14 else word[:13] + "…"
