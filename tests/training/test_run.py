@@ -39,6 +39,7 @@ labels = ["negative", "positive"]
 train = ["train.jsonl"]
 valid = ["valid.jsonl"]
 columns = { positive = "positive" }
+max_len = 32
 [optimizer]
 lr = 3e-3
 layer_decay = 0.9
@@ -156,7 +157,7 @@ def test_masked_words_train_from_plain_lines(place: Path) -> None:
     texts = [json.loads(line)["text"] for line in (place / "train.jsonl").read_text().splitlines()]
     (place / "train.txt").write_text("\n".join(texts))
     (place / "recipe.toml").write_text(
-        '[model]\nstart = "start"\n[data]\ntrain = ["train.txt"]\nvalid = ["train.txt"]\n'
+        '[model]\nstart = "start"\n[data]\ntrain = ["train.txt"]\nvalid = ["train.txt"]\nmax_len = 32\n'
         '[objective]\nname = "masked_words"\n[optimizer]\nlr = 3e-3\n'
         "[training]\nsteps = 20\nbatch_size = 16\nevaluate_every = 10\n"
     )
@@ -338,8 +339,9 @@ def test_a_run_killed_before_it_began_can_be_begun(place: Path) -> None:
         ("batch_size = 8", "", ConfigError, "exactly one of 'batch_size' and 'batch_tokens'"),
         ("lr = 3e-3", "lr = -1.0", ConfigError, r"\[optimizer\]: lr out of range"),
         ("lr = 3e-3", "lr = ", ConfigError, "not TOML"),
+        ("max_len = 32", "max_len = 64", TrainingError, "the model has 32 positions .* max_len is 64"),
         ("labels", "# labels", ConfigError, "needs .model. labels"),
-        ("valid.jsonl", "no.jsonl", InputError, r"no\.jsonl: cannot be read"),
+        ("valid.jsonl", "no.jsonl", InputError, r"holds no no\.jsonl: give the folder .* --data"),
         ('start = "start"', 'start = "nowhere"', CheckpointError, "nowhere"),
         ("steps = 20", "steps = 20\ndevice = 'warp'", TrainingError, "device 'warp' is not here"),
     ],

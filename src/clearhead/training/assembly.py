@@ -20,7 +20,9 @@ from clearhead.training.objectives import Classification, MaskedWords, Objective
 from clearhead.training.recipe import DataSection, ModelSection, Recipe
 
 
-def build_model(folder: Path, section: ModelSection, objective: str) -> tuple[nn.Module, str | None]:
+def build_model(
+    folder: Path, section: ModelSection, objective: str
+) -> tuple[BertForMaskedLM | BertForSequenceClassification, str | None]:
     """Return the checkpoint's trunk under the head that the objective needs, and the family to save it in.
 
     The checkpoint's own head is kept when it is of that kind and has the same labels, so that a second stage goes on

@@ -26,7 +26,7 @@ from typing import Any
 from clearhead.checkpoints import find, save
 from clearhead.data.batches import Batch, Batches, Rows, plan_epoch
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import TrainingError
+from clearhead.errors import InputError, TrainingError
 from clearhead.training.assembly import DataSet, build_model, build_objective, build_rows, device_named
 from clearhead.training.loop import Learner, Step, count_steps, evaluate, seed_everything, train
 from clearhead.training.objectives import Objective
@@ -42,25 +42,33 @@ def run_recipe(
     start: str | None = None,
     out: Path | str | None = None,
     resume: bool = False,
+    device: str | None = None,
 ) -> Path:
     """Train what the recipe describes and return the run folder, `runs/<name of the recipe>` unless `out` is given.
 
     `data` is the folder of the recipe's files, the recipe's own unless given; `start` replaces the checkpoint it
-    starts from. TrainingError when the folder holds another run, when recipe or data changed since, when the loss is
-    no number, and when the run is interrupted; its message holds the way on.
+    starts from, `device` where it runs. TrainingError when the folder holds another run, when recipe or data changed
+    since, when the loss is no number, and when the run is interrupted; its message holds the way on.
     """
     recipe_path = Path(recipe_path)
     recipe = Recipe.load(recipe_path)
     folder = RunFolder(Path("runs") / recipe_path.stem if out is None else Path(out))
     before = folder.begun() if resume else None
-    if start is None and before is not None:
-        start = before["recipe"]["model"]["start"]
-    if start is not None:
-        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, start=str(start)))
+    if before is None:
+        folder.require_free()
+    else:
+        start = start or before["recipe"]["model"]["start"]
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, start=start or recipe.model.start),
+        training=dataclasses.replace(recipe.training, device=device or recipe.training.device),
+    )
 
     source = find(recipe.model.start)
     tokenizer = Tokenizer.load(source)
     data = recipe_path.parent if data is None else Path(data)
+    if lost := [name for name in (*recipe.data.train, *recipe.data.valid) if not (data / name).is_file()]:
+        raise InputError(f"{data} holds no {', '.join(lost)}: give the folder of the recipe's files as --data")
     sets = {
         name: build_rows(files, data, recipe, tokenizer)
         for name, files in (("train", recipe.data.train), ("valid", recipe.data.valid))
@@ -91,6 +99,12 @@ class Run:
         section = recipe.training
         seed_everything(section.seed)
         model, self.family = build_model(source, recipe.model, recipe.objective.name)
+        config = model.config
+        if recipe.data.max_len > config.max_len or tokenizer.vocab_size > config.vocab_size:
+            raise TrainingError(
+                f"the model has {config.max_len} positions and {config.vocab_size} token ids, but [data] max_len is "
+                f"{recipe.data.max_len} and its tokenizer has {tokenizer.vocab_size} ids"
+            )
         model.to(device_named(section.device))
         sizes = {"batch_size": section.batch_size, "batch_tokens": section.batch_tokens}
         batches = Batches(sets["train"].rows, seed=section.seed, **sizes)
@@ -117,14 +131,14 @@ class Run:
                 last = step.number == self.n_steps
                 if self.recipe.data.valid and (last or step.number % evaluate_every == 0):
                     self.evaluate(show)
-                if last or stop.is_set() or step.number % section.save_every == 0:
+                if not last and (stop.is_set() or step.number % section.save_every == 0):
                     self.save()
                 if stop.is_set() and not last:
                     raise TrainingError(
                         f"interrupted at step {step.number} of {self.n_steps}; everything is saved in "
                         f"{self.folder.path}. To go on, give the same command with --resume"
                     )
-        self.save()  # again, in case the run was killed between the last state and the checkpoint
+        self.save()  # of a finished run resumed, too: it may have been killed between the state and the checkpoint
 
     def evaluate(self, show: Progress) -> None:
         """Measure the result on the valid files, and keep it if it is the best so far and that is asked for."""

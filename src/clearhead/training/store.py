@@ -23,14 +23,17 @@ class RunFolder:
         self.path, self.state = path, path / "training_state"
         self.description, self.metrics = self.state / "run.json", path / "metrics.jsonl"
 
-    def begin(self, description: Mapping[str, Any], recipe: str) -> None:
-        """Make the folder; TrainingError if it holds a run or anything else."""
+    def require_free(self) -> None:
+        """Raise TrainingError if the folder holds a run or anything else."""
         if self.description.is_file():
             raise TrainingError(f"{self.path} holds a run already: continue it with --resume, or give another --out")
         held = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
         unbegun = {self.state.name, "recipe.toml", "recipe.toml.partial"}  # what a run killed before it began leaves
         if self.path.exists() and held and not {self.state.name} <= held <= unbegun:
             raise TrainingError(f"{self.path} exists and is no empty folder: give another --out")
+
+    def begin(self, description: Mapping[str, Any], recipe: str) -> None:
+        """Make the folder, which `require_free` has seen."""
         self.state.mkdir(parents=True, exist_ok=True)
         write(self.path / "recipe.toml", recipe)
         write(self.description, json.dumps(description, indent=2) + "\n")
