@@ -1,0 +1,61 @@
+"""`clearhead models`: what ships, as its cards and configs say, and which published checkpoints open."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clearhead.cli.output import dump
+from clearhead.cli.startup import quickly
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A model that comes with clearhead."""
+
+    name: str
+    task: str
+    labels: tuple[str, ...]
+    bytes: int
+    licence: str
+    summary: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "Shipped":
+        """Read it from its folder: config.json, and the card README.md with its fields between two lines of ---."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        front, body = text.split("---\n", 2)[1:] if text.startswith("---\n") else ("", text)
+        fields = dict(line.split(":", 1) for line in front.splitlines() if ":" in line and not line.startswith(" "))
+        prose = [
+            line.strip() for line in body.splitlines() if line.strip() and not line.startswith(("#", "<", "|", "```"))
+        ]
+        return cls(
+            name=folder.name,
+            task=fields.get("pipeline_tag", config["architectures"][0]).strip(),
+            labels=tuple(config.get("id2label", {}).values()),
+            bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+            licence=fields.get("license", "see its card").strip(),
+            summary=prose[0] if prose else "",
+        )
+
+
+def run(*, as_json: bool) -> None:
+    """Print both lists."""
+    with quickly():
+        from clearhead.checkpoints import FAMILIES
+        from clearhead.checkpoints.files import CONFIG, DEFAULTS
+
+    shipped = [Shipped.read(path.parent) for path in sorted(DEFAULTS.glob(f"*/{CONFIG}"))]
+    families = {name: list(family.architectures) for name, family in FAMILIES.items()}
+    if as_json:
+        print(dump({"models": [asdict(model) for model in shipped], "families": families}))
+        return
+    print("Models that ship:" if shipped else "No models ship with this copy of clearhead.")
+    for model in shipped:
+        labels = f" ({', '.join(model.labels)})" if model.labels else ""
+        print(f"  {model.name}: {model.task}{labels}, {model.bytes / 1e6:.0f} MB, {model.licence}")
+        print(f"    {model.summary}")
+    print("\nCheckpoints that open, from a folder or the hub (organisation/model), by model_type:")
+    for name, architectures in families.items():
+        print(f"  {name}: {', '.join(architectures)}")

@@ -1,0 +1,158 @@
+"""`clearhead classify`: texts in, one line of answer each, as they come.
+
+What one read of standard input brings is classified together, so a slow pipe is answered line by line and a fast one
+in large batches. A text longer than the model reads at once is read in windows to its end, and their probabilities
+averaged, each by how much of the text it holds.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from clearhead.cli.output import columns, dump, is_for_eyes, one_line, refuse, require_text
+from clearhead.cli.startup import quickly
+from clearhead.data.text import read_texts
+from clearhead.errors import ClearheadError
+
+COLOURS = {"positive": 32, "negative": 31}  # green and red; other labels are cyan
+MOST_AT_ONCE = 1024  # texts: enough to fill batches of similar length, few enough to wait for
+OTHER_LABELS, UNSURE = 36, 0.75  # below this probability the label is dimmed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one text: the probability of every label, likeliest first."""
+
+    text: str
+    probabilities: Mapping[str, float]
+    windows: int = 1
+
+
+def run(
+    texts: Sequence[str],
+    files: Sequence[Path],
+    *,
+    model: str,
+    as_json: bool,
+    top: int | None,
+    dtype: Literal["fp32", "bf16"],
+    threads: int | None,
+) -> None:
+    """Classify the texts, then the files; standard input where there is neither."""
+    for name, number in (("top", top), ("threads", threads)):
+        if number is not None and number < 1:
+            refuse(f"--{name} must be at least 1, got {number}")
+    arrivals = arriving(texts, files)
+    first = next(arrivals)  # an input that is not there need not wait for PyTorch
+    with quickly():
+        from clearhead.cli.labeller import Labeller
+
+        labeller = Labeller(model, dtype=dtype, threads=threads)
+    table = Table.of(labeller.labels)
+    for some in chain([first], arrivals):
+        for text, (probabilities, windows) in zip(some, labeller.read(some)):
+            ranked = sorted(zip(labeller.labels, probabilities), key=lambda pair: -pair[1])[:top]
+            answer = Answer(text, dict(ranked), windows)
+            print(as_line_of_json(answer) if as_json else table.row(answer, top or 1))
+        sys.stdout.flush()
+
+
+def arriving(texts: Sequence[str], files: Sequence[Path]) -> Iterator[list[str]]:
+    """Yield the texts to classify, those that came together in one list; there is at least one."""
+    for number, text in enumerate(texts, 1):
+        require_text(text, f"text {number}")
+    if texts:
+        yield list(texts)
+    for path in files or ([] if texts else [Path("-")]):
+        if path != Path("-"):
+            yield from in_portions(read_texts([path]))
+        elif sys.stdin is None or (not files and sys.stdin.isatty()):
+            refuse('nothing to classify: give a text, clearhead classify "attention is not too shabby", or --file FILE')
+        else:
+            lines = Lines(sys.stdin.buffer)
+            yield from in_portions(read_texts(["-"], lines), lines)
+
+
+class Lines:
+    """The lines of a stream, and how many texts are among those that are here but were not asked for yet."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.waiting = stream, 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield line by line what each read brings; the line that is not finished waits for the next."""
+        unfinished: list[bytes] = []
+        while arrived := self.stream.read1(1 << 18):
+            *lines, rest = arrived.split(b"\n")
+            if lines:
+                lines[0] = b"".join([*unfinished, lines[0]])
+                unfinished.clear()
+            unfinished.append(rest)
+            self.waiting = sum(1 for line in lines if line.strip())
+            for line in lines:
+                self.waiting -= bool(line.strip())
+                yield line + b"\n"
+        if last := b"".join(unfinished):
+            yield last
+
+
+def in_portions(texts: Iterator[str], lines: Lines | None = None) -> Iterator[list[str]]:
+    """Yield the texts in lists: all that are here at once where `lines` knows, else 64, 128, ... up to MOST_AT_ONCE.
+
+    What came before a text that cannot be read is yielded before the error is raised.
+    """
+    portion: list[str] = []
+    most = 64
+    try:
+        for text in texts:
+            portion.append(text)
+            if len(portion) == (MOST_AT_ONCE if lines else most) or (lines and not lines.waiting):
+                yield portion
+                portion, most = [], min(2 * most, MOST_AT_ONCE)
+    except ClearheadError:
+        if portion:
+            yield portion
+        raise
+    if portion:
+        yield portion
+
+
+def as_line_of_json(answer: Answer) -> str:
+    """Return `answer` as one JSON object; `windows` is there when the text was read in several."""
+    probabilities = {label: round(p, 6) for label, p in answer.probabilities.items()}
+    fields = {"text": answer.text, "label": next(iter(probabilities)), "probabilities": probabilities}
+    windows = {"windows": answer.windows} if answer.windows > 1 else {}
+    return dump(fields | windows)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Answers for people, one a line, in columns."""
+
+    label_width: int
+    line_width: int | None  # None: never cut
+    coloured: bool
+
+    @classmethod
+    def of(cls, labels: Sequence[str]) -> "Table":
+        """Return the table that suits the labels and whoever reads standard output."""
+        width = columns() if sys.stdout.isatty() else None
+        return cls(max(map(len, labels)), width, is_for_eyes(sys.stdout))
+
+    def row(self, answer: Answer, top: int) -> str:
+        """Return `positive 0.97  attention is not too shabby`, with the `top` likeliest labels."""
+        cells, width = [], 0
+        for label, probability in list(answer.probabilities.items())[:top]:
+            cell = f"{label:<{self.label_width}} {probability:.2f}  "
+            cells.append(self.colour(cell, label, probability))
+            width += len(cell)
+        room = None if self.line_width is None else self.line_width - width
+        return "".join(cells) + one_line(answer.text, room)
+
+    def colour(self, cell: str, label: str, probability: float) -> str:
+        """Return the cell in its label's colour, dimmed where the model is unsure."""
+        dim = "2;" if probability < UNSURE else ""
+        return f"\x1b[{dim}{COLOURS.get(label, OTHER_LABELS)}m{cell}\x1b[0m" if self.coloured else cell

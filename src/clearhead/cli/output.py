@@ -1,0 +1,56 @@
+"""How the command line speaks: answers on stdout, remarks on stderr, colour only for a person at a terminal."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn, TextIO
+
+from clearhead.errors import InputError
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a text must not move the cursor of whoever reads it
+
+
+def note(remark: str) -> None:
+    """Say something beside the answer, on stderr."""
+    sys.stdout.flush()
+    print(f"clearhead: {remark}", file=sys.stderr, flush=True)
+
+
+def refuse(why: str) -> NoReturn:
+    """Leave with exit code 2: the command was understood by tyro, but asks for something that cannot be meant."""
+    print(f"clearhead: {why}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def require_text(text: str, what: str = "the text") -> None:
+    """Raise InputError for an argument that is no text."""
+    if not text.strip():
+        raise InputError(f"{what} is empty: expected at least one word, got {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes that Python could not read when it was given the command
+        raise InputError(f"{what} is not UTF-8: expected words, got {text!r}") from error
+
+
+def dump(fields: Mapping[str, Any]) -> str:
+    """Return `fields` as JSON on one line, in letters that stdout can take."""
+    return json.dumps(fields, ensure_ascii=sys.stdout.encoding.lower() != "utf-8")
+
+
+def is_for_eyes(stream: TextIO) -> bool:
+    """Return whether a person reads `stream` at a terminal that shows colour (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def one_line(text: str, width: int | None = None) -> str:
+    """Return `text` without control characters, cut to `width` columns at most."""
+    text = CONTROL.sub(" ", text)
+    return text if width is None or len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
+def columns() -> int:
+    """Return how wide the terminal is; COLUMNS overrules it."""
+    return shutil.get_terminal_size().columns

@@ -1,0 +1,24 @@
+"""`clearhead see`: every head as a small map, and what one word looks at."""
+
+from clearhead.cli.output import dump, note
+from clearhead.cli.startup import quickly
+
+
+def run(text: str, *, query: str | None, layer: int | None, head: int | None, model: str, as_json: bool) -> None:
+    """Read the text while the model is watched, choose what was left open, and print."""
+    with quickly():
+        from clearhead.cli.reading import Reading
+        from clearhead.explorer.view import to_json
+
+    view = Reading(text, model, query=query, layer=layer, head=head).view
+    for unseen in view.seen.unseen:
+        note(f"the attention of {unseen.name or 'the model'} was not seen: {unseen.reason}")
+    if as_json:
+        print(dump({"text": text, **to_json(view)}))
+        return
+
+    from rich.console import Console
+
+    from clearhead.explorer.terminal import show
+
+    show(view, Console(highlight=False))
