@@ -30,6 +30,17 @@ from clearhead.derivation.steps import (
 )
 from clearhead.errors import InputError, ShapeError
 
+STEPS: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
+    ("words to vectors", (vectors,)),
+    ("values", (values,)),
+    ("naive sum", (naive_sum,)),
+    ("queries and keys", (queries_and_keys, scores)),
+    ("scale", (scale,)),
+    ("softmax", (softmax,)),
+    ("one head", (mix,)),
+    ("all heads", (multi_head,)),
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -146,29 +157,23 @@ def derive(
 
     here = (head, 0)
     added = {} if bias is None else {"bias": bias[here]}
-    others = _under_other_scales(attention, s[here], allowed[here], added.get("bias"))
-    together = {
-        "all_weights": w[:, 0],
-        "concatenated": o.flatten(),
-        "added": _added(attention, o[:, 0]),
-        "output": y[0],
-    }
-    record: list[tuple[str, dict[str, Tensor], tuple[Callable[..., Any], ...]]] = [
-        ("words to vectors", {"x": x} if memory is None else {"x": x, "memory": memory}, (vectors,)),
-        ("values", {"values": v[head]}, (values,)),
-        ("naive sum", {"naive_sum": naive[here]}, (naive_sum,)),
-        ("queries and keys", {"query": q[here], "keys": k[head], "scores": s[here]}, (queries_and_keys, scores)),
-        ("scale", {"scaled": z[here], **others}, (scale,)),
-        ("softmax", {"allowed": allowed[here], **added, "weights": w[here]}, (softmax,)),
-        ("one head", {"head_output": o[here]}, (mix,)),
-        ("all heads", together, (multi_head,)),
-    ]
-    known = {name: tensor for _, tensors, _ in record for name, tensor in tensors.items()}
-    written = equations(attention, known, query)
+    tensors: tuple[dict[str, Tensor], ...] = (
+        {"x": x} if memory is None else {"x": x, "memory": memory},
+        {"values": v[head]},
+        {"naive_sum": naive[here]},
+        {"query": q[here], "keys": k[head], "scores": s[here]},
+        {"scaled": z[here], **_under_other_scales(attention, s[here], allowed[here], added.get("bias"))},
+        {"allowed": allowed[here], **added, "weights": w[here]},
+        {"head_output": o[here]},
+        {"all_weights": w[:, 0], "concatenated": o.flatten(), "added": _added(attention, o[:, 0]), "output": y[0]},
+    )
+    known = {name: tensor for step in tensors for name, tensor in step.items()}
     told = Teller(known, words, seen_words, query, head, attention.dropout).sentences()
     steps = tuple(
-        Step(name, equation, sentence, tensors, Source.of(*functions))
-        for (name, tensors, functions), equation, sentence in zip(record, written, told, strict=True)
+        Step(name, equation, sentence, held, Source.of(*functions))
+        for (name, functions), equation, sentence, held in zip(
+            STEPS, equations(attention, known, query), told, tensors, strict=True
+        )
     )
     return Derivation(tuple(words), tuple(seen_words), query, head, steps)
 
