@@ -46,7 +46,8 @@ def watch(
     recorder = Recorder(Recording(), layers, heads)
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
-            stack.enter_context(recorder.following(name, module))
+            if not _is_leaf_of_torch(module):
+                stack.enter_context(recorder.following(name, module))
         if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
             recorder.recording.note("the compiled model ran uncompiled while it was watched")
         stack.enter_context(FusedCalls(recorder.keep))
@@ -66,10 +67,8 @@ class Recorder:
     @contextlib.contextmanager
     def following(self, name: str, module: nn.Module) -> Iterator[None]:
         """Know while `module` runs, by hooks that are gone afterwards."""
-        leaf = type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None
         if isinstance(module, torch.jit.ScriptModule):
             self.recording.note(f"{name or 'the model'} is TorchScript, which runs out of sight: watch its original")
-        if leaf or isinstance(module, torch.jit.ScriptModule):
             yield
             return
         name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")  # torch.compile's wrapper
@@ -135,10 +134,10 @@ class Recorder:
         group = n_heads // n_kv_heads
         heads = tuple(h for h in range(n_heads) if self.heads is None or h in self.heads)
         kv = sorted({h // group for h in heads})
-        if len(heads) < n_heads:
-            q, k = q[:, list(heads)], k[:, kv]
         if lse is not None:
-            lse = lse.reshape(batch, n_heads, -1)[:, list(heads), :n_queries]
+            lse = lse.reshape(batch, n_heads, -1)[..., :n_queries]
+        if len(heads) < n_heads:  # on a GPU, picking by a list waits for it
+            q, k, lse = q[:, list(heads)], k[:, kv], None if lse is None else lse[:, list(heads)]
         dtype = _dtype_in_kernel(sighting.q)
         return Call(
             q=q.detach().to(dtype, copy=True, memory_format=torch.contiguous_format),
@@ -194,6 +193,11 @@ def _not_plain(q: Tensor) -> str | None:
     if torch._C._functorch.is_functorch_wrapped_tensor(q):
         return "it ran inside torch.func (vmap, grad): watch the plain call"
     return None
+
+
+def _is_leaf_of_torch(module: nn.Module) -> bool:
+    """Say whether `module` is one of torch's own that cannot hold attention: Linear, LayerNorm, Dropout, ..."""
+    return type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -87,9 +87,7 @@ class FusedCalls(TorchFunctionMode):
     ) -> Any:
         """Run `func`, standing beside it if it is attention."""
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling():
-            return func(*args, **kwargs)
-        if func is FUSED:
+        if func is FUSED and not torch.compiler.is_compiling():
             return self.see(func, *args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self.inside_multi_head_attention():
