@@ -487,6 +487,14 @@ def test_a_reader_that_leaves_ends_it_quietly(folder: Path, processes: list[subp
     assert process.stderr.read() == ""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_and_a_closed_output_are_one_sentence() -> None:
+    for redirection, said in (("> /dev/full", "No space left"), (">&-", "standard output is closed")):
+        command = f'"{sys.executable}" -m clearhead.cli --version {redirection}'
+        run = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+        assert said in one_sentence(Done(run.returncode, "", run.stderr))
+
+
 def test_ctrl_c_ends_it_quietly(folder: Path, processes: list[subprocess.Popen[str]]) -> None:
     process = start("classify", "--model", folder, stdin=subprocess.PIPE)
     processes.append(process)

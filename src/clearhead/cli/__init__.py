@@ -174,20 +174,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--debug" in (options := argv[: argv.index("--")] if "--" in argv else argv):
         argv.pop(options.index("--debug"))
         debug = True
+    if sys.stdout is None:  # clearhead ... >&-
+        return complain("standard output is closed: there is nowhere to put the answer")
     try:
         dispatch(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except ClearheadError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget_output()
+        return 141
+    except (ClearheadError, OSError) as error:
         if debug:
             raise
         return complain(str(error))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has left, as `head -1` does; Python would complain once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except SystemExit as leaving:  # tyro: --help, or a command that was not understood
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
@@ -210,8 +210,16 @@ def dispatch(argv: list[str]) -> None:
 
 
 def complain(message: str) -> int:
-    """Print one sentence on stderr and return exit code 1."""
-    if sys.stdout is not None:
-        sys.stdout.flush()  # answers that were found stand before what went wrong
+    """Print one sentence on stderr, after the answers that were found, and return exit code 1."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # a full disk
+        forget_output()
     print(f"clearhead: {message}", file=sys.stderr)
     return 1
+
+
+def forget_output() -> None:
+    """Throw away what cannot be written, or Python would try again when it exits, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
