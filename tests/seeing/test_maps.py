@@ -117,6 +117,24 @@ def test_one_key_head_shown_to_all_is_kept_once() -> None:
     assert seen.map(0, 2) == pytest.approx(attention_map(q, k)[0, 2], abs=1e-6)
 
 
+def test_what_the_kernel_broadcasts_is_recorded_at_full_size() -> None:
+    q, k, v = torch.randn(1, 4, 5, 8), torch.randn(3, 1, 6, 8), torch.randn(3, 4, 6, 8)
+    seen = see(F.scaled_dot_product_attention, q, k, v)
+    assert (seen.layers[0].batch, seen.layers[0].n_kv_heads) == (3, 1)
+    assert whole(seen, 3, 4) == pytest.approx(attention_map(q.expand(3, -1, -1, -1), k), abs=1e-6)
+    seen = see(F.scaled_dot_product_attention, q[:, :1], v, v)
+    assert whole(seen, 3, 4) == pytest.approx(attention_map(q[:, :1].expand(3, 4, -1, -1), v), abs=1e-6)
+
+
+def test_a_recording_made_in_inference_mode_answers_outside() -> None:
+    with torch.inference_mode():
+        q, k, v = torch.randn(3, 1, 2, 6, 8)
+        seen = see(attend, q, k, v, Mask(allowed=torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()))
+        expected = attention_map(q, k, Mask(causal=True))
+    assert seen.map(0, 1) == pytest.approx(expected[0, 1], abs=1e-6)
+    assert seen.overview(0, 1, size=2).sum().item() == pytest.approx(6, abs=1e-5)
+
+
 # ---------------------------------------------------------------- masks are kept as the sentence they are
 
 

@@ -356,6 +356,20 @@ def test_nested_tensors_are_refused_by_name() -> None:
         seen.layers  # noqa: B018
 
 
+def test_a_call_that_cannot_be_copied_is_named_and_the_model_goes_on(
+    bert: Bert, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("clearhead.seeing.recorder.recognise", fail)
+    with torch.no_grad(), watch(bert) as seen:
+        assert torch.equal(bert(tokens), bert(tokens))
+    assert [unseen.name for unseen in seen.unseen] == [f"blocks.{i}.attention" for i in range(3)]
+    with pytest.raises(WatchError, match="could not be copied: out of memory"):
+        seen.map(0, 0)
+
+
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(Exception, match="Module"), watch("bert"):  # type: ignore[arg-type]
         pass

@@ -121,16 +121,22 @@ class Recorder:
         if (reason := _not_plain(sighting.q)) is not None:
             self.recording.refused[name] = reason
             return
-        self.recording.calls.setdefault(index, []).append(self.copy(sighting))
+        try:
+            call = self.copy(sighting)
+        except RuntimeError as error:  # of torch, memory included: the model's own run goes on
+            self.recording.refused[name] = f"it could not be copied: {error}"
+            return
+        self.recording.calls.setdefault(index, []).append(call)
 
     @torch.no_grad()
     def copy(self, sighting: Sighting) -> Call:
         """Return the call with copies of its own: q and k are often views of one tensor with v, and get overwritten."""
         q, k, lse = _four(sighting.q), _four(sighting.k), sighting.lse
-        (batch, n_heads, n_queries), (n_kv_heads, n_keys) = q.shape[:3], k.shape[1:3]
-        if n_kv_heads > 1 and k.stride(1) == 0:
-            k, n_kv_heads = k[:, :1], 1  # one head, shown to all
-        k = k.expand(batch, -1, -1, -1)
+        batch, n_heads = max(q.shape[0], k.shape[0]), max(q.shape[1], k.shape[1])
+        if k.shape[1] > 1 and k.stride(1) == 0:
+            k = k[:, :1]  # one head, shown to all
+        q, k = q.expand(batch, n_heads, -1, -1), k.expand(batch, -1, -1, -1)
+        n_queries, n_kv_heads, n_keys = q.shape[2], k.shape[1], k.shape[2]
         group = n_heads // n_kv_heads
         heads = tuple(h for h in range(n_heads) if self.heads is None or h in self.heads)
         kv = sorted({h // group for h in heads})
