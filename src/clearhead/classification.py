@@ -26,7 +26,10 @@ from clearhead.packed import PackedEncoder, obstacle, pack
 Row = Sequence[int]
 Runner = Callable[[Sequence[Row]], Tensor]
 
-BUDGET = {"cpu": 2_048, "cuda": 65_536}  # tokens a batch: past these neither processor gets faster (LOG.md)
+BUDGET = {
+    "cpu": 2_048,
+    "cuda": 65_536,
+}  # tokens a batch: a CPU is as fast from 1,024 to 4,096 (LOG.md); a GPU wants many
 PACKING_PAYS = 2_048  # tokens: packing and the first call of each kernel take about as long as running these
 
 

@@ -1,0 +1,80 @@
+"""Process start to first answer: a sentence in, its label out, against a transformers pipeline on the same checkpoint.
+
+    python bench/start.py [--model sentiment] [--rounds 9]
+
+Every run is a new process, ours and theirs in turn; the clock starts before the interpreter does. `import torch` alone
+is shown beside them, because it is most of what is left. Memory is the largest the process ever held.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from measure import machine, peer, ratios
+
+from clearhead.checkpoints import find
+
+TEXT = "attention is not too shabby"
+THEIRS = "transformers pipeline"
+PIPELINE = f"""
+from transformers import pipeline
+print(pipeline("text-classification", model={{folder!r}}, device="cpu")({TEXT!r}))
+"""
+LIBRARY = f"""
+import torch, clearhead
+from clearhead.checkpoints import find
+model, tokenizer = clearhead.load({{folder!r}}), clearhead.Tokenizer.load(find({{folder!r}}))
+print(list(clearhead.classify(model, [tokenizer.encode({TEXT!r}).ids])))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="sentiment", help="a shipped default, a checkpoint folder or a hub name")
+    parser.add_argument("--rounds", type=int, default=9)
+    asked = parser.parse_args()
+    folder = str(find(asked.model))
+    print(machine())
+    ways = {
+        "import torch": ["-c", "import torch"],
+        "clearhead classify": ["-m", "clearhead.cli", "classify", TEXT, "--model", folder],
+        "clearhead, as a library": ["-c", LIBRARY.format(folder=folder)],
+    }
+    if peer("transformers", "transformers"):
+        ways[THEIRS] = ["-c", PIPELINE.format(folder=folder)]
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, asked.rounds):  # the first turn fills the file cache and is thrown away
+        for name, way in ways.items():
+            took, peak = run(way)
+            if turn >= 0:
+                seconds[name].append(took)
+                memory[name].append(peak)
+    print(f"{'':24}  {'seconds':>7}  {'peak MiB':>8}  {'of theirs':>9}  {'(min-max)':>11}")
+    for name in ways:
+        line = f"{name:24}  {statistics.median(seconds[name]):7.2f}  {statistics.median(memory[name]):8.0f}"
+        if THEIRS in ways:
+            middle, low, high = (1 / each for each in ratios(seconds, name, THEIRS))
+            line += f"  {middle:8.2f}x  ({high:4.2f}-{low:4.2f})"
+        print(line)
+
+
+def run(way: list[str]) -> tuple[float, float]:
+    """Return the seconds and the peak MiB of a new Python that runs `way` to its end."""
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *way], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=quiet)
+    answer = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.perf_counter() - start
+    if status != 0 or not (answer.strip() or "import torch" in way[1]):
+        sys.exit(f"{Path(sys.executable).name} {' '.join(way)} failed:\n{answer.decode()}")
+    return took, usage.ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
