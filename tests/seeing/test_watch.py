@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clearhead.attention import CAUSAL, MultiHeadAttention, attention_map
+from clearhead.attention import CAUSAL, Mask, MultiHeadAttention, attention_map
 from clearhead.errors import WatchError
 from clearhead.models.bert import Bert, BertConfig
 from clearhead.seeing import watch
@@ -195,10 +195,17 @@ def test_later_writes_into_the_models_tensors_do_not_show() -> None:
 
 
 def test_autocast_is_recorded_in_the_dtype_the_kernel_read() -> None:
-    model, x = MultiHeadAttention(16, 2), torch.randn(1, 6, 16)
+    class Fused(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k, attn_mask=bias)
+
+    model, q, k = Fused(), 4 * torch.randn(1, 2, 6, 16), torch.randn(1, 2, 6, 16)
+    bias = 4 * torch.randn(1, 2, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16), watch(model) as seen:
-        model(x)
+        model(q, k, bias)
     assert seen.layers[0].dtype == torch.bfloat16
+    expected = attention_map(q.bfloat16().float(), k.bfloat16().float(), Mask(bias=bias.bfloat16().float()))
+    assert seen.map(0, 1) == pytest.approx(expected[0, 1], abs=2e-5)
 
 
 def test_multi_head_attention_of_torch_is_seen_inside_its_own_function() -> None:

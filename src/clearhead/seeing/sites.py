@@ -12,6 +12,7 @@ Intercepting these calls is not new (attnread does so too). Next: `recorder.py` 
 """
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,8 +137,6 @@ def uncompiled() -> Iterator[bool]:
 
     A compiled graph would have to be broken at every attention call and would stay so afterwards.
     """
-    import sys
-
     if "torch._dynamo" not in sys.modules:
         yield False
         return
