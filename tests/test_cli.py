@@ -495,6 +495,15 @@ def test_a_full_disk_and_a_closed_output_are_one_sentence() -> None:
         assert said in one_sentence(Done(run.returncode, "", run.stderr))
 
 
+def test_letters_that_the_terminal_lacks_are_replaced_for_people_and_escaped_in_json(folder: Path) -> None:
+    text, env = "Zürich — 東京", {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    out, err = start("classify", text, "--model", folder, env=env, encoding="latin-1").communicate()
+    assert err == ""
+    assert out.endswith("  Zürich ? ??\n")
+    out, err = start("classify", text, "--model", folder, "--json", env=env).communicate()
+    assert json.loads(out)["text"] == text
+
+
 def test_ctrl_c_ends_it_quietly(folder: Path, processes: list[subprocess.Popen[str]]) -> None:
     process = start("classify", "--model", folder, stdin=subprocess.PIPE)
     processes.append(process)

@@ -12,6 +12,7 @@ what to do), 2 the command was not understood, 130 Ctrl-C, 141 whoever read the 
 Next: `commands.py`, then `classification.py`, the verb most people come for.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         debug = True
     if sys.stdout is None:  # clearhead ... >&-
         return complain("standard output is closed: there is nowhere to put the answer")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="replace")  # ? for a letter that the terminal does not have
     try:
         if not argv:
             print(SHORT_HELP, end="")
