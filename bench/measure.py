@@ -28,8 +28,10 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
             start = time.perf_counter()
             calls[name]()
             seconds[name].append(time.perf_counter() - start)
-        print(f"\rround {turn + 1} of {rounds}", end="", file=sys.stderr, flush=True)
-    print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
+        if sys.stderr.isatty():
+            print(f"\rround {turn + 1} of {rounds} ", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
     return seconds
 
 
