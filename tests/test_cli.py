@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -421,14 +422,19 @@ def test_a_shipped_model_is_described_by_its_card(folder: Path, tmp_path: Path) 
     assert shipped.bytes > (folder / "model.safetensors").stat().st_size
 
 
-def test_train_leaves_a_folder_that_classify_opens(call: Call, folder: Path, tmp_path: Path) -> None:
+def write_recipe(place: Path, *, steps: int) -> None:
+    """Write recipe.toml, and train.jsonl which it reads."""
     rows = [json.dumps({"text": text, "label": LABELS[i % 3]}) for i, text in enumerate(TEXTS)]
-    (tmp_path / "train.jsonl").write_text("\n".join(rows))
-    (tmp_path / "recipe.toml").write_text(
+    (place / "train.jsonl").write_text("\n".join(rows))
+    (place / "recipe.toml").write_text(
         'model = {start = "nowhere", labels = ["negative", "neutral", "positive"]}\n'
-        'data = {train = ["train.jsonl"], valid = ["train.jsonl"], max_len = 16, columns = {label = "label"}}\n'
-        "optimizer = {lr = 1e-3}\ntraining = {steps = 2, batch_size = 2}\n"
+        'data = {train = ["train.jsonl"], max_len = 16, columns = {label = "label"}}\n'
+        f"optimizer = {{lr = 1e-3}}\ntraining = {{steps = {steps}, batch_size = 2}}\n"
     )
+
+
+def test_train_leaves_a_folder_that_classify_opens(call: Call, folder: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path, steps=2)
     options = ("--start", folder, "--out", tmp_path / "run", "--device", "cpu")
     done = call("train", tmp_path / "recipe.toml", *options)
     assert (done.code, done.out) == (0, f"{tmp_path / 'run'}\n")
@@ -514,6 +520,24 @@ def test_ctrl_c_ends_it_quietly(folder: Path, processes: list[subprocess.Popen[s
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_training_that_a_signal_stops_says_how_to_go_on_and_ends_as_signals_do(
+    number: signal.Signals, folder: Path, tmp_path: Path, processes: list[subprocess.Popen[str]]
+) -> None:
+    write_recipe(tmp_path, steps=1_000_000)
+    run = tmp_path / "run"
+    process = start("train", tmp_path / "recipe.toml", "--start", folder, "--out", run, "--device", "cpu")
+    processes.append(process)
+    while process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (128 + number, "")
+    assert re.fullmatch(r"clearhead: interrupted at step \d+ of 1000000; .*--resume", err.splitlines()[-1])
+    assert "Traceback" not in err
+    assert isinstance(load(run), BertForSequenceClassification)
 
 
 def test_a_closed_standard_input_is_a_hint_and_not_a_traceback() -> None:

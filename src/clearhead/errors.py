@@ -6,6 +6,7 @@
     ├── CheckpointError    a checkpoint folder that cannot be trusted: nothing of it was loaded
     ├── InputError         a text, file or argument that cannot be used
     ├── TrainingError      a run that cannot start, resume or go on
+    │   └── Interrupted    a run that a signal stopped: all it had learned is saved
     ├── WatchError         attention that cannot be recorded or shown
     └── MissingExtra       an optional package is needed; the message holds the `pip install` line
 
@@ -36,6 +37,14 @@ class InputError(ClearheadError, ValueError):
 
 class TrainingError(ClearheadError):
     """A training run that cannot start, resume or go on: what is on disk stays as it was."""
+
+
+class Interrupted(TrainingError):
+    """A run stopped by `signal`, SIGINT or SIGTERM, after everything was saved: the message says how to go on."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class WatchError(ClearheadError):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from clearhead.checkpoints import load, save
 from clearhead.data.batches import collate
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import CheckpointError, ConfigError, InputError, TrainingError
+from clearhead.errors import CheckpointError, ConfigError, InputError, Interrupted, TrainingError
 from clearhead.models.bert import Bert, BertConfig, BertForMaskedLM, BertForSequenceClassification
 from clearhead.training.assembly import build_rows
 from clearhead.training.loop import evaluate
@@ -176,6 +176,21 @@ def test_dropout_is_what_the_recipe_says(place: Path) -> None:
     assert model.config.attention_dropout == 0.1
 
 
+def test_a_recipe_needs_no_valid_files(place: Path) -> None:
+    edit(place, 'valid = ["valid.jsonl"]\n', "")
+    edit(place, "steps = 20", "steps = 2")
+    run = run_recipe("recipe.toml", out="run")
+    assert [sorted(line) for line in metrics(run)] == [sorted(metrics(run)[0])] * 2  # steps, and no evaluation
+    assert isinstance(load(run), BertForSequenceClassification)
+
+
+def test_no_examples_are_rows_like_any_others(place: Path, words: Tokenizer) -> None:
+    edit(place, 'positive = "positive" }', 'positive = "positive", weight = "importance" }')
+    rows = build_rows((), place, Recipe.load("recipe.toml"), words).rows
+    assert rows.targets is not None and rows.weights is not None
+    assert (rows.targets.shape, rows.weights.shape, rows.lengths) == ((0, 2), (0,), [])
+
+
 def test_training_needs_neither_rich_nor_tyro(place: Path) -> None:
     edit(place, "steps = 20", "steps = 2")
     code = (
@@ -221,9 +236,10 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, place: Pat
 
     watcher = threading.Thread(target=press)
     watcher.start()
-    with pytest.raises(TrainingError, match=r"interrupted at step \d+ of 20; everything is saved .* --resume"):
+    with pytest.raises(Interrupted, match=r"interrupted at step \d+ of 20; everything is saved .* --resume") as stopped:
         run_recipe("recipe.toml", out=run)
     watcher.join()
+    assert stopped.value.signal == number
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     load(run)  # the checkpoint opens
     assert_same_run(straight, run_recipe("recipe.toml", out=run, resume=True))

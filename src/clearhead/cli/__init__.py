@@ -7,7 +7,8 @@ room it opens, imported when it is needed, so that `--help` waits for no PyTorch
 it ends.
 
 Exit codes: 0 it worked, 1 something could not be done (one sentence on stderr says what was expected, what came and
-what to do), 2 the command was not understood, 130 Ctrl-C, 141 whoever read the output has left.
+what to do), 2 the command was not understood, 130 Ctrl-C, 141 whoever read the output has left, 143 SIGTERM while
+training.
 
 Next: `commands.py`, then `classification.py`, the verb most people come for.
 """
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from clearhead import __version__
-from clearhead.errors import ClearheadError
+from clearhead.errors import ClearheadError, Interrupted
 
 SHORT_HELP = f"""\
 clearhead {__version__}: see what attention does
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         forget_output()
         return 141
+    except Interrupted as stopped:
+        complain(str(stopped))
+        return 128 + stopped.signal
     except (ClearheadError, OSError) as error:
         if debug:
             raise

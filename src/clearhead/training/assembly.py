@@ -86,9 +86,12 @@ def build_rows(files: tuple[str, ...], folder: Path, recipe: Recipe, tokenizer: 
         encoded = tokenizer.encode_many(texts, max_len=recipe.data.max_len)
         tokens += [row.ids for row in encoded]
         n_truncated += sum(row.truncated > 0 for row in encoded)
-    targets = torch.tensor([e.target for e in examples]) if recipe.data.columns.targets else None
-    weights = torch.tensor([e.weight for e in examples]) if recipe.data.columns.weight else None
-    if weights is not None and not weights.min() > 0:
+    targets = weights = None
+    if recipe.data.columns.targets:  # of no examples too, each has as many numbers as there are labels
+        targets = torch.tensor([e.target for e in examples]).reshape(len(examples), len(recipe.model.labels))
+    if recipe.data.columns.weight:
+        weights = torch.tensor([e.weight for e in examples])
+    if not all(e.weight > 0 for e in examples):
         raise TrainingError(f"{', '.join(files)}: a weight of 0: leave the example out instead")
     digest = hashlib.sha256()
     for row, example in zip(tokens, examples):

@@ -26,7 +26,7 @@ from typing import Any
 from clearhead.checkpoints import find, save
 from clearhead.data.batches import Batch, Batches, Rows, plan_epoch
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import InputError, TrainingError
+from clearhead.errors import InputError, Interrupted, TrainingError
 from clearhead.training.assembly import DataSet, build_model, build_objective, build_rows, device_named
 from clearhead.training.loop import Learner, Step, count_steps, evaluate, seed_everything, train
 from clearhead.training.objectives import Objective
@@ -48,7 +48,7 @@ def run_recipe(
 
     `data` is the folder of the recipe's files, the recipe's own unless given; `start` replaces the checkpoint it
     starts from, `device` where it runs. TrainingError when the folder holds another run, when recipe or data changed
-    since, when the loss is no number, and when the run is interrupted; its message holds the way on.
+    since, and when the loss is no number; Interrupted when a signal stopped the run, its message holds the way on.
     """
     recipe_path = Path(recipe_path)
     recipe = Recipe.load(recipe_path)
@@ -121,7 +121,7 @@ class Run:
             learner.restore(tensors, facts)
         self.folder.forget_after(learner.step)
         evaluate_every = section.evaluate_every or self.n_steps
-        with stop_signals() as stop, progress(learner.step, self.n_steps) as show:
+        with stop_signals() as signals, progress(learner.step, self.n_steps) as show:
             for name, data in self.sets.items():
                 if data.n_truncated:
                     show.say(f"{name}: {data.n_truncated:,} of {len(data.rows.tokens):,} texts cut at max_len")
@@ -131,12 +131,13 @@ class Run:
                 last = step.number == self.n_steps
                 if self.recipe.data.valid and (last or step.number % evaluate_every == 0):
                     self.evaluate(show)
-                if not last and (stop.is_set() or step.number % section.save_every == 0):
+                if not last and (signals or step.number % section.save_every == 0):
                     self.save()
-                if stop.is_set() and not last:
-                    raise TrainingError(
+                if signals and not last:
+                    raise Interrupted(
                         f"interrupted at step {step.number} of {self.n_steps}; everything is saved in "
-                        f"{self.folder.path}. To go on, give the same command with --resume"
+                        f"{self.folder.path}. To go on, give the same command with --resume",
+                        signals[0],
                     )
         self.save()  # of a finished run resumed, too: it may have been killed between the state and the checkpoint
 
@@ -207,22 +208,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: Sequenc
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event that is looked at after each step; the second one kills."""
-    stop = threading.Event()
+def stop_signals() -> Iterator[list[int]]:
+    """Put the first SIGINT or SIGTERM into a list that is looked at after each step; the second one kills."""
+    arrived: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are the main thread's
+        yield arrived  # signals are the main thread's
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: object) -> None:
-        stop.set()
+        arrived.append(number)
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)
     try:
-        yield stop
+        yield arrived
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
