@@ -20,7 +20,7 @@ Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="
 Model = Annotated[str, arg(metavar="MODEL")]
 Labels = Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: the likeliest; with --json all)")]
 Threads = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as PyTorch decides)")]
-Word = Annotated[str | None, arg(metavar="WORD", help_behavior_hint="(default: the last one)")]
+Word = Annotated[str | None, arg(metavar="WORD", help_behavior_hint="(default: the last content word)")]
 Place = Annotated[int | None, arg(metavar="N", help_behavior_hint=HARDEST)]
 Recipe = Annotated[Path, arg(metavar="RECIPE")]
 Data = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the recipe's own)")]

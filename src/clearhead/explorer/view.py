@@ -18,6 +18,20 @@ COVERAGE = 0.7  # links are listed until they carry this much of the query's wei
 N_STRONGEST = 5
 WHOLE_MAP = 128  # tokens up to which the chosen head's whole map goes into the JSON
 
+# English words that hold a sentence together rather than say what it is about: articles, pronouns, prepositions,
+# conjunctions, auxiliaries, negations, and what tokenizers leave of contractions (don't, it's). A word of another
+# language, or one missing here, counts as content: the choice is a default, and --query overrules it.
+FUNCTION_WORDS = frozenset(
+    """
+    a about after again all also am an and any are as at be because been before being but by can could did do does doing
+    down for from had has have having he her here hers him his how i if in into is it its just may me might more most
+    must my never no nor not of off on once only or other our out over own shall she should so some such than that the
+    their them then there these they this those through to too under up us very was we were what when where which while
+    who whom whose why will with would you your yours
+    aren couldn d didn doesn don hadn hasn haven isn ll m ma mustn re s shan shouldn t ve wasn weren won wouldn y
+    """.split()
+)
+
 CAVEAT = "Attention shows where a head looks, not why the model decides: it is not an explanation."
 
 
@@ -105,9 +119,16 @@ def rank(seen: Recording, keys: list[int], query: int, layer: int | None, head: 
 
 
 def pick_query(words: Sequence[str], special: Sequence[bool]) -> int:
-    """Return the word to look from when nobody named one: the last that is neither punctuation nor a special token."""
-    spoken = [i for i, word in enumerate(words) if not special[i] and any(map(str.isalnum, word))]
-    return spoken[-1] if spoken else len(words) - 1
+    """Return the word to look from when nobody named one: the last content word, of several pieces the last.
+
+    In a text of function words alone their last; without any word, the last piece that is no special token, if any.
+    """
+    pieces = [i for i in range(len(words)) if not special[i]]
+    spelled = {places[-1]: "".join(bare(words[i]) for i in places) for places in group(words)}
+    letters = {i: "".join(filter(str.isalnum, word)).casefold() for i, word in spelled.items() if not special[i]}
+    spoken = [i for i, word in letters.items() if word]
+    content = [i for i in spoken if letters[i] not in FUNCTION_WORDS]
+    return (content or spoken or pieces or range(len(words)))[-1]
 
 
 def shares(view: View, layer: int, size: int) -> torch.Tensor:
