@@ -80,9 +80,30 @@ def test_other_words_are_no_special_tokens_no_punctuation_and_no_piece_of_the_sa
     assert others(["yes"], [False], 0) == [0]
 
 
-def test_the_word_nobody_named_is_the_last() -> None:
-    assert pick_query(WORDS, SPECIAL) == 6
-    assert pick_query(["[CLS]", "...", "[SEP]"], [True, False, True]) == 2
+@pytest.mark.parametrize(
+    ("text", "picked"),
+    [
+        ("attention is not too sha ##bby .", "##bby"),
+        ("i did not like it !", "like"),
+        ("I Did Not LIKE It", "LIKE"),
+        ("they don ' t", "t"),  # function words alone: their last
+        ("it is what it is .", "is"),
+        ("sha ##bby it isn ' t", "##bby"),
+        (". . ?", "?"),  # no word at all
+        ("Ġsha bby Ġis Ġit", "bby"),  # as GPT-2 marks words
+        ("Ġgreat Ġit 's Ġnot", "Ġgreat"),
+        ("das ist schön", "schön"),
+    ],
+)
+def test_the_word_nobody_named_is_the_last_content_word(text: str, picked: str) -> None:
+    words = ["[CLS]", *text.split(), "[SEP]"]
+    place = pick_query(words, [True, *[False] * (len(words) - 2), True])
+    assert words[place] == picked
+    assert picked not in words[place + 1 :]
+
+
+def test_a_text_of_special_tokens_alone_has_a_word_to_look_from() -> None:
+    assert pick_query(["[CLS]", "[SEP]"], [True, True]) == 1
 
 
 @pytest.mark.parametrize(("layer", "head"), [(0, None), (None, 2), (1, 3)])
@@ -191,7 +212,13 @@ def test_tokens_cannot_move_the_cursor(seen: Recording) -> None:
 
 def test_what_was_not_seen_is_said(view: View, seen: Recording) -> None:
     seen.refused["encoder.attention"] = "it came as nested tensors"
-    assert "Not seen: encoder.attention: it came as nested tensors" in printed(view)
+    assert printed(view).count("Not seen: encoder.attention: it came as nested tensors") == 1
+    seen.outside = 2
+    assert "Not seen: 2 fused calls came from outside the watched model" in printed(view)
+    seen.refused |= {f"{i}.attention": "it came as nested tensors" for i in range(5)}
+    text = " ".join(printed(view).split())
+    assert text.count("Not seen:") == 4
+    assert "Not seen: 4 more places, listed in the recording's .unseen" in text
 
 
 def test_colour_is_for_terminals_that_show_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,6 +153,19 @@ def test_only_the_layers_and_heads_asked_for_are_kept(bert: Bert, tokens: Tensor
         some.map(1, 1)
     with pytest.raises(WatchError, match=r"layer 0 is not in this recording, which has 1 'blocks\.1\.attention'"):
         some.map(0, 0)
+
+
+def test_many_layers_are_counted_and_not_listed_when_one_is_not_there(tokens: Tensor) -> None:
+    deep = Bert(replace(CONFIG, n_layers=6)).eval()
+    with torch.no_grad(), watch(deep) as seen, watch(deep, layers=[0, 2, 3, 5]) as some:
+        deep(tokens)
+    for recording, asked, said in (
+        (seen, 7, "layer 7 is not in this recording, which has 6 layers, 0 to 5"),
+        (seen, "x", "6 layers, 0 'blocks.0.attention' to 5 'blocks.5.attention'"),
+        (some, 1, "layer 1 is not in this recording, which has 4 layers: 0, 2, 3, 5"),
+    ):
+        with pytest.raises(WatchError, match=re.escape(said) + "$"):
+            recording.map(asked, 0)
 
 
 def test_heads_of_grouped_keys_are_told_apart() -> None:

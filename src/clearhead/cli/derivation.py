@@ -29,7 +29,7 @@ def run(
 
     from clearhead.explorer.derivation_view import show
 
-    heading = f"layer {view.layer}"
+    heading = f"layer {view.layer}, head {view.head}"
     if layer is None or head is None:
-        heading += f", where it looks hardest at another word, {label(view.words, view.strongest[0].key)}"
+        heading += f", which looks hardest at another word, {label(view.words, view.strongest[0].key)}"
     show(derivation, Console(highlight=False), source=source, heading=heading)

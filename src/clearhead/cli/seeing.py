@@ -1,6 +1,6 @@
 """`clearhead see`: every head as a small map, and what one word looks at."""
 
-from clearhead.cli.output import dump, note
+from clearhead.cli.output import dump
 from clearhead.cli.startup import quickly
 
 
@@ -11,8 +11,6 @@ def run(text: str, *, query: str | None, layer: int | None, head: int | None, mo
         from clearhead.explorer.view import to_json
 
     view = Reading(text, model, query=query, layer=layer, head=head).view
-    for unseen in view.seen.unseen:
-        note(f"the attention of {unseen.name or 'the model'} was not seen: {unseen.reason}")
     if as_json:
         print(dump({"text": text, **to_json(view)}))
         return

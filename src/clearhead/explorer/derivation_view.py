@@ -27,12 +27,15 @@ TITLES = ("1 cosine", "2 |v|", "3 1/T", "4 q·k", "5 z", "6 w", "7 w|v|")
 
 
 def show(derivation: Derivation, console: "Console", *, source: bool = False, heading: str = "") -> None:
-    """Print the derivation on `console`; with `source` each step is followed by the lines that computed it."""
+    """Print the derivation on `console`; with `source` each step is followed by the lines that computed it.
+
+    `heading` says below the title where in a model this is; without it, which head.
+    """
     from rich.text import Text
 
     asker = label(derivation.words, derivation.query)
-    about = [f"What {asker} at {derivation.query} takes from each word", heading, f"head {derivation.head}"]
-    console.print(Text(" · ".join(part for part in about if part), style="bold"))
+    console.print(Text(f"What {asker} at {derivation.query} takes from each word", style="bold"))
+    console.print(Text(heading or f"head {derivation.head}"))
     console.print()
     for number, step in enumerate(derivation.steps, 1):
         for line in _step(number, step, console.width):

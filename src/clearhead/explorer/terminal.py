@@ -20,6 +20,7 @@ LARGEST, SMALLEST = 10, 4  # cells on a side of a small map
 MARGIN = 4  # columns left of the maps, for the layer's name
 BAR = 24  # columns of the bar of a weight of 1
 MOST_LINKS = 20
+MOST_UNSEEN = 3
 ACCENT = "bold dark_orange"
 
 
@@ -151,12 +152,11 @@ def strongest(view: View, width: int, plain: bool) -> Iterator["Text"]:
 
 def remarks(view: View, width: int, plain: bool) -> Iterator["Text"]:
     """Yield what the picture does not say: what was not seen, what watching changed, and what attention is not."""
-    for unseen in view.seen.unseen[:3]:
-        yield from (
-            _text((line, ""), plain=plain) for line in _wrap(f"Not seen: {unseen.name}: {unseen.reason}", width)
-        )
-    for note in view.seen.notes:
-        yield from (_text((line, ""), plain=plain) for line in _wrap(note, width))
+    found = [": ".join(filter(None, (one.name or one.kind, one.reason))) for one in view.seen.unseen]
+    if len(found) > MOST_UNSEEN:
+        found[MOST_UNSEEN:] = [f"{len(found) - MOST_UNSEEN} more places, listed in the recording's .unseen"]
+    for remark in [*(f"Not seen: {one}" for one in found), *view.seen.notes]:
+        yield from (_text((line, ""), plain=plain) for line in _wrap(remark, width))
     yield from (_text((line, "dim"), plain=plain) for line in _wrap(CAVEAT, width))
 
 

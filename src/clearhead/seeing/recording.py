@@ -19,6 +19,7 @@ from clearhead.seeing.statistics import Habit, Link
 Positions = slice | Sequence[int] | None
 
 LARGEST_MAP = 2**26  # weights in one answer, 256 MiB in float32
+FEW = 3  # layers that an error message names
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,17 @@ class Recording:
         for index, name in layers.items():
             if layer in (index, name):
                 return index
-        known = ", ".join(f"{index} {name!r}" for index, name in layers.items())
-        raise WatchError(f"layer {layer!r} is not in this recording, which has {known}")
+        known = [f"{index} {name!r}" for index, name in layers.items()]
+        first, last = min(layers), max(layers)
+        if len(layers) <= FEW:
+            which = ", ".join(known)
+        elif isinstance(layer, str):
+            which = f"{len(layers)} layers, {known[0]} to {known[-1]}"
+        elif last - first == len(layers) - 1:
+            which = f"{len(layers)} layers, {first} to {last}"
+        else:
+            which = f"{len(layers)} layers: {', '.join(map(str, layers))}"
+        raise WatchError(f"layer {layer!r} is not in this recording, which has {which}")
 
     def _layer(self, index: int) -> Layer:
         calls = self.calls[index]
