@@ -7,6 +7,7 @@ here with its reason.
 import ast
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -28,8 +29,8 @@ PUBLIC = """
     ALiBi Bert BertConfig BertForMaskedLM BertForSequenceClassification BertForTokenClassification Block CAUSAL
     CheckpointError ClearheadError ConfigError Derivation EVERYWHERE FeedForward InputError KVCache LayerCache
     LearnedPositions Mask MissingExtra MultiHeadAttention Order Recording RelativeBias Rotary ShapeError
-    SinusoidalPositions Tokenizer TrainingError WatchError attend attention_map classify derive embed find load
-    pack post_norm pre_norm save watch
+    SinusoidalPositions Tokenizer TrainingError WatchError attend attention_map classify derive embed fastest
+    find find_word load pack post_norm pre_norm run_recipe save watch with_head
 """.split()
 
 # Imported only by the rooms that use them: a person who wants attend() should not wait for a terminal library, nor
@@ -190,6 +191,16 @@ def test_everything_in_the_package_is_tracked() -> None:
 
 
 # ---------------------------------------------------------------- what must be there
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_bench_runs_the_scripts_and_not_what_they_measure_with() -> None:
+    run = subprocess.run(["make", "-n", "bench"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    listed = re.search(r"for script in (.*?) ?; do", run.stdout)
+    assert listed is not None, run.stdout
+    sources = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (REPOSITORY / "bench").glob("*.py")}
+    claims = {path for path, tree in sources.items() if isinstance(tree.body[-1], ast.If)}  # if __name__ == "__main__"
+    assert {REPOSITORY / name for name in listed[1].split()} == claims != set(sources)
 
 
 def test_changelog_has_a_section_for_this_version() -> None:
