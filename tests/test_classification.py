@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count, islice
 
 import pytest
@@ -49,6 +50,12 @@ def test_every_row_is_answered_in_order_as_if_alone(model, runner, window) -> No
     torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
 
 
+def test_a_single_label_is_no_choice_and_refused_at_once() -> None:
+    scorer = BertForSequenceClassification(replace(CONFIG, labels=("stars",))).eval()
+    with pytest.raises(ConfigError, match="at least two labels to choose from, and this model has one, 'stars'"):
+        classify(scorer, [[1, 2]])
+
+
 def test_nothing_in_nothing_out(model) -> None:
     assert list(classify(model, [])) == [] and list(embed(model, iter(()))) == []
 
@@ -94,7 +101,9 @@ def test_batches_hold_at_most_the_budget_even_padded(model) -> None:
 
 
 def test_a_row_longer_than_the_budget_runs_alone() -> None:
-    long = BertConfig(vocab_size=9, d_model=8, n_heads=1, n_layers=1, d_ff=8, max_len=BUDGET["cpu"] + 1, labels=("a",))
+    long = BertConfig(
+        vocab_size=9, d_model=8, n_heads=1, n_layers=1, d_ff=8, max_len=BUDGET["cpu"] + 1, labels=("a", "b")
+    )
     answers = classify(BertForSequenceClassification(long).eval(), [[1], [1] * (BUDGET["cpu"] + 1), [1]])
     assert len(list(answers)) == 3
 

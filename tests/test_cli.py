@@ -316,6 +316,12 @@ def test_a_word_layer_or_head_that_is_not_there(
     assert said in one_sentence(call(command, TEXT, "--model", folder, option, value))
 
 
+def test_a_model_with_a_single_label(call: Call, folder: Path, tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=99, d_model=32, n_heads=2, n_layers=1, d_ff=32, max_len=16, labels=("stars",))
+    save(BertForSequenceClassification(config), tmp_path / "scorer", tokenizer=Tokenizer.load(folder))
+    assert "at least two labels" in one_sentence(call("classify", TEXT, "--model", tmp_path / "scorer"))
+
+
 def test_a_recipe_with_an_unknown_key(call: Call, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("[optimiser]\nlr = 1e-3\n")
     assert "unknown key 'optimiser'; did you mean 'optimizer'?" in one_sentence(call("train", tmp_path / "recipe.toml"))
@@ -375,6 +381,15 @@ def test_the_head_chosen_is_the_one_where_the_word_looks_hardest_at_another(call
             (seen,) = call(*asked).json
             hardest[layer, head] = max(seen["weights"][i] for i in others)
     assert (chosen["layer"], chosen["head"]) == max(hardest, key=lambda place: hardest[place])
+
+
+def test_derive_says_in_two_lines_of_a_terminal_what_it_looks_at(call: Call, folder: Path) -> None:
+    title, place, after, *_ = call("derive", TEXT, "--model", folder).out.splitlines()
+    assert re.fullmatch(r"What “shabby”( \(##\w+\))? at \d+ takes from each word", title)
+    assert re.fullmatch(r"layer \d, head \d, which looks hardest at another word, “\w+”( \(.*\))?", place)
+    assert after == ""
+    asked = call("derive", TEXT, "--model", folder, "--layer", 2, "--head", 1).out
+    assert asked.splitlines()[1:3] == ["layer 2, head 1", ""]
 
 
 def test_derive_source_shows_the_lines_that_ran(call: Call, folder: Path) -> None:

@@ -42,11 +42,16 @@ def classify(
     at a time and answered before the next are read: `window=1` answers a slow source at once. `runner` runs the
     batches; without one it is what `fastest(model)` picks.
 
-    Raises ConfigError at once for a model that labels no texts, or is in training mode; InputError when it comes to a
-    row that the model cannot read, after the answers to the windows before it.
+    Raises ConfigError at once for a model that labels no texts, has one label only, or is in training mode; InputError
+    when it comes to a row that the model cannot read, after the answers to the windows before it.
     """
     if not isinstance(model, BertForSequenceClassification):
         raise ConfigError(f"classify needs a BertForSequenceClassification, got a {type(model).__name__}: try embed()")
+    if len(model.config.labels) < 2:
+        raise ConfigError(
+            f"classify needs at least two labels to choose from, and this model has one, {model.config.labels[0]!r}, "
+            f"which would have probability 1 for every text. It gives a score: call the model itself, model(tokens)"
+        )
     logits = _in_order(model, rows, runner, window)
     return (each.softmax(-1) for each in logits)
 
