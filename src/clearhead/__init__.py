@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from clearhead.attention import CAUSAL, EVERYWHERE, Mask, MultiHeadAttention, attend, attention_map
     from clearhead.block import Block, FeedForward, post_norm, pre_norm
     from clearhead.cache import KVCache, LayerCache
-    from clearhead.checkpoints import find, load, save
-    from clearhead.classification import classify, embed
+    from clearhead.checkpoints import find, load, save, with_head
+    from clearhead.classification import classify, embed, fastest
     from clearhead.data.tokenizer import Tokenizer
-    from clearhead.derivation import Derivation, derive
+    from clearhead.derivation import Derivation, derive, find_word
     from clearhead.errors import (
         CheckpointError,
         ClearheadError,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from clearhead.packed import pack
     from clearhead.positions import ALiBi, LearnedPositions, Order, RelativeBias, Rotary, SinusoidalPositions
     from clearhead.seeing import Recording, watch
+    from clearhead.training.run import run_recipe
 
 __version__ = "0.1.0"
 
@@ -51,10 +52,10 @@ _HOME = {
     "clearhead.attention": ("CAUSAL", "EVERYWHERE", "Mask", "MultiHeadAttention", "attend", "attention_map"),
     "clearhead.block": ("Block", "FeedForward", "post_norm", "pre_norm"),
     "clearhead.cache": ("KVCache", "LayerCache"),
-    "clearhead.checkpoints": ("find", "load", "save"),
-    "clearhead.classification": ("classify", "embed"),
+    "clearhead.checkpoints": ("find", "load", "save", "with_head"),
+    "clearhead.classification": ("classify", "embed", "fastest"),
     "clearhead.data.tokenizer": ("Tokenizer",),
-    "clearhead.derivation": ("Derivation", "derive"),
+    "clearhead.derivation": ("Derivation", "derive", "find_word"),
     "clearhead.errors": (
         "CheckpointError",
         "ClearheadError",
@@ -75,6 +76,7 @@ _HOME = {
     "clearhead.packed": ("pack",),
     "clearhead.positions": ("ALiBi", "LearnedPositions", "Order", "RelativeBias", "Rotary", "SinusoidalPositions"),
     "clearhead.seeing": ("Recording", "watch"),
+    "clearhead.training.run": ("run_recipe",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -146,7 +146,8 @@ class Table:
         """Return `positive 0.97  attention is not too shabby`, with the `top` likeliest labels."""
         cells, width = [], 0
         for label, probability in list(answer.probabilities.items())[:top]:
-            cell = f"{label:<{self.label_width}} {probability:.2f}  "
+            shown = int(probability * 100 + 1e-9) / 100  # rounded down: 1.00 would claim what no model knows
+            cell = f"{label:<{self.label_width}} {shown:.2f}  "
             cells.append(self.colour(cell, label, probability))
             width += len(cell)
         room = None if self.line_width is None else self.line_width - width
