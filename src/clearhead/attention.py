@@ -40,6 +40,7 @@ class Mask:
     causal:      a query sees its own position and what came before, never what comes after.
     window:      (left, right): besides its own position, how many keys to each side a query sees. Mistral's
                  sliding window of W is `Mask(causal=True, window=(W - 1, 0))`.
+    key_starts:  the first `key_starts[b]` keys of text b are padding (texts aligned to the right, to be continued).
     key_lengths: only the first `key_lengths[b]` keys of text b exist, the rest is padding.
     allowed:     any other rule, True = may look.
     bias:        added to the scaled scores, e.g. -inf where one may not look, or a relative position bias.
@@ -47,6 +48,7 @@ class Mask:
 
     causal: bool = False
     window: tuple[int, int] | None = None
+    key_starts: Int[Tensor, " batch"] | None = None
     key_lengths: Int[Tensor, " batch"] | None = None
     allowed: Bool[Tensor, "#batch #heads #query #key"] | None = None
     bias: Float[Tensor, "#batch #heads #query #key"] | None = None
@@ -62,9 +64,15 @@ class Mask:
             right = 0 if self.causal else right
             ahead = keys - torch.arange(n_keys - n_queries, n_keys, device=device).unsqueeze(-1)  # query key
             rules.append(((-left <= ahead) & (ahead <= right))[None, None])
+        if self.key_starts is not None:
+            rules.append(keys >= self.key_starts[:, None, None, None])
         if self.key_lengths is not None:
             rules.append(keys < self.key_lengths[:, None, None, None])
         return reduce(torch.logical_and, rules) if rules else None
+
+    def with_bias(self, bias: Float[Tensor, "#batch #heads #query #key"]) -> "Mask":
+        """Return the same mask with `bias` added to the scores too."""
+        return replace(self, bias=bias if self.bias is None else self.bias + bias)
 
 
 EVERYWHERE = Mask()
@@ -93,7 +101,7 @@ def attend(
     """
     _check(q, k, v, mask)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    others = (mask.window, mask.key_lengths, mask.allowed, mask.bias)
+    others = (mask.window, mask.key_starts, mask.key_lengths, mask.allowed, mask.bias)
     just_causal = mask.causal and all(rule is None for rule in others)
     is_causal = just_causal and n_queries == n_keys > 1  # torch aligns is_causal to the *first* key: square only
     allowed = None if is_causal or (just_causal and n_queries == 1) else mask.dense(n_queries, n_keys, q.device)
@@ -197,18 +205,15 @@ class MultiHeadAttention(nn.Module):
         if self.order is not None:
             if memory is not None:
                 raise ConfigError("order relates positions of one text: build cross-attention with order=None")
-            q, k = self._turn(q, k, positions, start=0 if cache is None else cache.length)
+            if positions is None:
+                start = 0 if cache is None else cache.length
+                positions = torch.arange(start, start + x.shape[1], device=x.device).unsqueeze(0)
+            q, k = self.order.turn(q, k, positions)
         if cache is not None:
             k, v = cache.append(k, v)
         mask = self._with_order_bias(mask, q.shape[-2], k.shape[-2], x.device)
         heads = attend(q, k, v, mask, scale=self.scale, dropout=self.dropout if self.training else 0.0)
         return self.out_proj(rearrange(heads, "batch heads time d_head -> batch time (heads d_head)"))
-
-    def _turn(self, q: Tensor, k: Tensor, positions: Tensor | None, *, start: int) -> tuple[Tensor, Tensor]:
-        assert self.order is not None
-        if positions is None:
-            positions = torch.arange(start, start + q.shape[-2], device=q.device).unsqueeze(0)
-        return self.order.turn(q, positions), self.order.turn(k, positions)
 
     def _with_order_bias(self, mask: Mask, n_queries: int, n_keys: int, device: torch.device) -> Mask:
         """Return `mask` with the order's bias added; distances are counted from the end, as everywhere."""
@@ -216,10 +221,7 @@ class MultiHeadAttention(nn.Module):
             return mask
         keys = torch.arange(n_keys, device=device)
         bias = self.order.bias(keys[n_keys - n_queries :], keys)
-        if bias is None:
-            return mask
-        bias = bias.unsqueeze(0)  # one for every text
-        return replace(mask, bias=bias if mask.bias is None else bias + mask.bias)
+        return mask if bias is None else mask.with_bias(bias.unsqueeze(0))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
@@ -263,13 +265,13 @@ def _check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:
             )
         if rule.device != q.device:
             raise ShapeError(f"Mask.{name} is on {rule.device}, q on {q.device}: move it with .to(q.device)")
-    lengths = mask.key_lengths
-    if lengths is not None and (lengths.shape != q.shape[:1] or lengths.is_floating_point()):
-        raise ShapeError(
-            f"Mask.key_lengths must be {q.shape[0]} whole numbers, one a text, "
-            f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    if lengths is not None and lengths.device != q.device:
-        raise ShapeError(f"Mask.key_lengths is on {lengths.device}, q on {q.device}: move it with .to(q.device)")
+    for name, counts in (("key_starts", mask.key_starts), ("key_lengths", mask.key_lengths)):
+        if counts is not None and (counts.shape != q.shape[:1] or counts.is_floating_point()):
+            raise ShapeError(
+                f"Mask.{name} must be {q.shape[0]} whole numbers, one a text, "
+                f"got {counts.dtype} of shape {tuple(counts.shape)}"
+            )
+        if counts is not None and counts.device != q.device:
+            raise ShapeError(f"Mask.{name} is on {counts.device}, q on {q.device}: move it with .to(q.device)")
     if mask.window is not None and min(mask.window) < 0:
         raise ShapeError(f"Mask.window counts keys to the left and right and cannot be negative, got {mask.window}")
