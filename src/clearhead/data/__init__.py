@@ -1,1 +1,1 @@
-"""From files to batches: `tokenizer` cuts text into pieces with numbers, `text` reads files and groups rows."""
+"""From files to batches: `tokenizer` cuts text in pieces, `text` reads files, `batches` groups rows by length."""

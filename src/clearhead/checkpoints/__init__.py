@@ -1,0 +1,167 @@
+"""Open the checkpoints that others publish, and save ones that others open: `load(name)`, `save(model, folder)`.
+
+A checkpoint is a folder with `config.json`, `model.safetensors` and the tokenizer's files, in the words of its
+family. There is no format of our own. What was loaded is saved in the same words again, bit for bit.
+
+Reading order: `mapping.py` (one engine, both ways), `bert.py` (a table), `family.py` (config keys), `files.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from clearhead.checkpoints.bert import BERT
+from clearhead.checkpoints.distilbert import DISTILBERT
+from clearhead.checkpoints.family import Family, read_config, write_config
+from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, read_json, replacing
+from clearhead.checkpoints.mapping import read_tensors, write_tensors
+from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
+from clearhead.errors import CheckpointError, nearest
+from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassification
+
+__all__ = ["FAMILIES", "Origin", "find", "load", "origin", "save", "with_head"]
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model was loaded from: its family, and the published config with the keys that we only keep."""
+
+    family: str
+    config: Mapping[str, Any]
+
+
+class CanSave(Protocol):
+    """A tokenizer, as far as this room knows one."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into `folder`."""
+
+
+def load(
+    name: str | Path, *, dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Return the model that config.json in `find(name)` asks for, in eval mode.
+
+    `dtype` None keeps the file's. Weights already of that dtype are mapped from the file on the CPU, not copied.
+    Raises CheckpointError, with nothing loaded, when anything in the folder is not as it should be.
+    """
+    folder = find(name)
+    published = read_json(folder / CONFIG)
+    family, architecture = _family_of(published, folder)
+    weights = Weights(folder)
+    config = read_config(family, published, architecture, weights.shapes, where=folder / CONFIG)
+    if config.n_layers > (came := len(weights.shapes)):  # before a billion layers are built
+        raise CheckpointError(f"{folder / CONFIG}: {config.n_layers} layers, but there are only {came} tensors")
+    head = family.architectures[architecture]
+    with torch.device("meta"), ShapesOnly():
+        model = head(config)
+    pairs = read_tensors(family.tables[head], weights, model.state_dict(), config.n_layers)
+    state = {ours: tensor.to(device=device, dtype=dtype) for ours, tensor in pairs}
+    model.load_state_dict(state, assign=True)
+    _trunk(model).__dict__["origin"] = Origin(family.model_type, published)
+    return model.eval()
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: CanSave | None = None,
+    family: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `model` as a folder that `load` and `transformers` open: the whole folder or, on any error, nothing.
+
+    What was loaded is saved in its own family with its config's keys kept; a model built by hand as a BERT, or as
+    the `family` given. `dtype` None keeps the model's. Raises CheckpointError when that family cannot say the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    came_from = origin(model)
+    chosen = FAMILIES.get(family or (came_from.family if came_from else BERT.model_type))
+    if chosen is None:
+        raise CheckpointError(f"unknown family {family!r}{nearest(str(family), list(FAMILIES))}")
+    head = type(model)
+    if head not in chosen.tables:
+        known = ", ".join(sorted(known.__name__ for known in chosen.tables))
+        raise CheckpointError(f"a {chosen.model_type} checkpoint holds one of {known}, got {head.__name__}")
+    config = model.config
+    assert isinstance(config, BertConfig)
+    ours = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
+    theirs = write_tensors(chosen.tables[head], ours, config.n_layers)
+    kept = came_from.config if came_from and came_from.family == chosen.model_type else {}
+    published = write_config(chosen, head, config, kept=kept, tensors=theirs)
+    try:
+        with replacing(Path(folder)) as partial:
+            (partial / CONFIG).write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
+            save_file(theirs, partial / WEIGHTS, metadata={"format": "pt"})  # transformers insists on the format
+            if tokenizer is not None:
+                tokenizer.save(partial)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} could not be written: {error}") from error
+
+
+def with_head(model: nn.Module, labels: tuple[str, ...] | list[str]) -> BertForSequenceClassification:
+    """Return a text classifier with a fresh last layer on the trunk of `model`, for fine-tuning.
+
+    The trunk is taken over, not copied, its pooler with it; where its family has none before fine-tuning
+    (DistilBERT), it gets a fresh one. Saved again, it is its family's sequence classifier.
+    """
+    trunk, came_from = _trunk(model), origin(model)
+    pooler = FAMILIES[came_from.family].pooler if came_from else trunk.config.pooler or BERT.pooler
+    config = replace(trunk.config, labels=tuple(labels), pooler=pooler)
+    words = trunk.embeddings.words.weight
+    if trunk.pooler is None or trunk.config.pooler != pooler:
+        fresh = nn.Linear(config.d_model, config.d_model)
+        nn.init.normal_(fresh.weight, std=0.02)  # as every linear layer of BERT starts
+        nn.init.zeros_(fresh.bias)
+        trunk.pooler = fresh.to(words)
+    trunk.config = config
+    return BertForSequenceClassification(config, bert=trunk).to(words).train(trunk.training)
+
+
+def origin(model: nn.Module) -> Origin | None:
+    """Return where the trunk of `model` was loaded from, or None if it was built by hand."""
+    return _trunk(model).__dict__.get("origin")
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Leave parameters as they are: what the file fills needs no random numbers (0.2 s for a small BERT)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Skip torch.nn.init, run the rest."""
+        kwargs = kwargs or {}
+        drawing = getattr(func, "__module__", None) == "torch.nn.init"
+        return kwargs["tensor"] if drawing else func(*args, **kwargs)
+
+
+def _trunk(model: nn.Module) -> Bert:
+    trunk = model if isinstance(model, Bert) else getattr(model, "bert", None)
+    if not isinstance(trunk, Bert):
+        raise CheckpointError(f"expected a Bert or a model with one inside, got {type(model).__name__}")
+    return trunk
+
+
+def _family_of(published: Mapping[str, Any], folder: Path) -> tuple[Family, str]:
+    """Return the family and the architecture that a config.json names; nothing is guessed from tensors."""
+    model_type, architectures = published.get("model_type"), published.get("architectures")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{folder / CONFIG}: no family here for model_type {model_type!r}"
+            f"{nearest(str(model_type), list(FAMILIES))}. checkpoints/family.py says how to add one"
+        )
+    known = list(FAMILIES[model_type].architectures)
+    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in known:
+        raise CheckpointError(
+            f"{folder / CONFIG}: architectures {architectures!r}, expected one of {', '.join(known)} in a list"
+        )
+    return FAMILIES[model_type], architectures[0]

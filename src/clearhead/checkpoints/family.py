@@ -1,0 +1,194 @@
+"""What a family of published checkpoints is: its config keys and its tensors, each readable in both directions.
+
+A config key is read into ours, or has one value we can compute with, or is known to change nothing, or is refused:
+`position_embedding_type: relative_key` ignored would give a model that runs and is wrong.
+
+Next: `bert.py`, the first family; a new one is a module like it and a line in `FAMILIES`.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from clearhead.checkpoints.mapping import Table
+from clearhead.errors import CheckpointError, ConfigError, nearest
+from clearhead.models.bert import BertConfig
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A config key of theirs, its name here, and what its absence means to them; `names` translates the values."""
+
+    theirs: str
+    ours: str
+    default: int | float | str
+    names: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A `model_type`: which of our models its architectures are, their tensors, and its config, both ways.
+
+    `read_config(config, architecture, names)` gets the tensor names too: a trunk may come without a pooler.
+    `pooler` is how the family's text classifiers bend what the first token says.
+    """
+
+    model_type: str
+    architectures: Mapping[str, type[nn.Module]]  # the first of a class is the one it is saved as
+    tables: Mapping[type[nn.Module], Table]
+    read_config: Callable[[Json, str, Collection[str]], BertConfig]
+    write_config: Callable[[BertConfig], dict[str, Any]]
+    pooler: str
+
+
+# transformers, activations.py: several names for one function
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+# Keys of which only this value is computed here. Anything else is another model.
+SETTLED: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("absolute",),
+    "problem_type": ("single_label_classification",),
+    "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({},),
+}
+
+# Keys that change no output: bookkeeping, how to train or generate, what old exporters left behind. They are kept.
+HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _name_or_path _num_labels adapters architectures
+    attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id directionality diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_range label2id language length_penalty max_length
+    min_length model_type name no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_past output_scores pooler_fc_size pooler_num_attention_heads
+    pooler_num_fc_layers pooler_size_per_head pooler_type prefix qa_dropout remove_invalid_values repetition_penalty
+    return_dict return_dict_in_generate sep_token_id sinusoidal_pos_embds suppress_tokens task_specific_params
+    temperature tf_legacy_loss tie_encoder_decoder tie_weights_ tie_word_embeddings tokenizer_class top_k top_p
+    torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+    """.split()
+)
+
+
+def read_fields(config: Json, fields: tuple[Field, ...]) -> dict[str, Any]:
+    """Return the values of `config` under our names, after accounting for every one of its keys.
+
+    Raises CheckpointError for a key that is unknown or settled otherwise, and for a value of the wrong kind.
+    """
+    known = {field.theirs for field in fields} | HARMLESS
+    for key, value in config.items():
+        if key in SETTLED and value is not None and value not in SETTLED[key]:
+            raise CheckpointError(f"{key} is {value!r}, which is another model: clearhead computes {SETTLED[key][0]!r}")
+        if key not in known and key not in SETTLED and value is not None:
+            raise CheckpointError(
+                f"unknown key {key!r} ({value!r}), which may change what the model computes{nearest(key, list(known))} "
+                f"Remove it from config.json if you know that it does not"
+            )
+    return {field.ours: _read_field(config.get(field.theirs), field) for field in fields}
+
+
+def _read_field(value: Any, field: Field) -> Any:
+    if value is None:
+        return field.default
+    if field.names is not None:
+        if value not in field.names:
+            raise CheckpointError(f"{field.theirs} {value!r} is unknown{nearest(str(value), list(field.names))}")
+        return field.names[value]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(field.default, int) and not (whole and 0 <= value < 2**31):
+        raise CheckpointError(f"{field.theirs}: expected a whole number, got {value!r}")
+    if isinstance(field.default, float) and not ((whole or isinstance(value, float)) and 0 <= value < math.inf):
+        raise CheckpointError(f"{field.theirs}: expected a number that is not negative, got {value!r}")
+    return float(value) if isinstance(field.default, float) else value
+
+
+def write_fields(config: BertConfig, fields: tuple[Field, ...]) -> dict[str, Any]:
+    """Return our values under their keys: `read_fields` backwards."""
+    written = {field.theirs: getattr(config, field.ours) for field in fields}
+    for field in fields:
+        if field.names is not None:
+            ours = written[field.theirs]
+            written[field.theirs] = next(theirs for theirs, name in field.names.items() if name == ours)
+    if config.labels:
+        written["id2label"] = {str(i): label for i, label in enumerate(config.labels)}
+        written["label2id"] = {label: i for i, label in enumerate(config.labels)}
+    return written
+
+
+def read_labels(config: Json, architecture: str) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of the classifier's rows."""
+    names = config.get("id2label")
+    if names is None:
+        if not architecture.endswith("Classification"):
+            return ()
+        count = config.get("num_labels", config.get("_num_labels", 2))  # two is what transformers leaves unsaid
+        if not isinstance(count, int) or not 0 < count < 2**31:
+            raise CheckpointError(f"num_labels: expected a whole number from 1, got {count!r}")
+        return tuple(f"LABEL_{i}" for i in range(count))
+    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
+        raise CheckpointError(f"id2label: expected names for 0, 1, 2, ..., got {names!r}")
+    return tuple(str(names[str(i)]) for i in range(len(names)))
+
+
+def require_tied_words(config: Json) -> None:
+    """Refuse a masked language model whose output words are not its input words."""
+    if config.get("tie_word_embeddings") is False:
+        raise CheckpointError(
+            "tie_word_embeddings is false: here the words guessed from are the words read, one matrix"
+        )
+
+
+def read_config(
+    family: Family, published: Json, architecture: str, names: Collection[str], *, where: object
+) -> BertConfig:
+    """Return the config that a published one describes; every CheckpointError begins with `where`."""
+    try:
+        return family.read_config(published, architecture, names)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def write_config(
+    family: Family, head: type[nn.Module], config: BertConfig, *, kept: Json, tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return a config.json that reads back as `config`: the published one, `kept`, as it was if it still does.
+
+    Raises CheckpointError when the family has no words for this model.
+    """
+    architecture = next(name for name, known in family.architectures.items() if known is head)
+    published = {**kept, "architectures": [architecture], "model_type": family.model_type}
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    stated = [key for key in ("dtype", "torch_dtype") if key in kept]  # transformers 5 and before
+    if stated or dtype != "float32":  # which is what leaving it out means
+        published |= dict.fromkeys(stated or ["dtype"], dtype)
+    where = f"a {family.model_type} checkpoint cannot describe this model"
+    if kept and read_config(family, published, architecture, tensors, where=where) == config:
+        return published
+    published = {k: v for k, v in published.items() if k not in ("num_labels", "_num_labels")}  # id2label says it
+    published |= family.write_config(config)
+    read = read_config(family, published, architecture, tensors, where=where)
+    if read != config:
+        lost = [
+            f"{key} {value!r} would be read as {getattr(read, key)!r}"
+            for key, value in vars(config).items()
+            if value != getattr(read, key)
+        ]
+        raise CheckpointError(f"{where}: {'; '.join(lost)}. Save it as another family")
+    return published

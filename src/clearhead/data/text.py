@@ -1,0 +1,218 @@
+"""Texts from files: plain ones, one a line, and labelled ones.
+
+`read_texts` streams; `read_examples` reads .jsonl, .csv and .tsv. A target is always a row of probabilities, one a
+label: a hard label is the row with a single 1, a rating by twenty people or another model's opinion is any other.
+
+Next: `batches.py` puts rows of similar length side by side.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clearhead.errors import ConfigError, InputError, nearest
+
+# ---------------------------------------------------------------- plain texts
+
+
+def read_texts(paths: Sequence[Path | str] = (), stdin: Iterable[bytes] | None = None) -> Iterator[str]:
+    """Yield the texts of `paths`, one a line, as they are read; without paths, or for "-", those of standard input.
+
+    Lines that are blank are no texts. InputError names the file and the line: no such file, an empty one, bytes that
+    are not UTF-8.
+    """
+    for path in paths or ["-"]:
+        found = False
+        for _, line in read_lines(path, stdin):
+            if text := line.strip():
+                found = True
+                yield text
+        if not found:
+            raise InputError(f"{_name(path)} is empty: expected one text a line")
+
+
+def read_lines(path: Path | str, stdin: Iterable[bytes] | None = None) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line with its end) of a UTF-8 file, or of `stdin` for "-"."""
+    name, number = _name(path), 0
+    try:
+        with _open(path, stdin) as stream:
+            for number, raw in enumerate(stream, 1):
+                if b"\0" in raw:
+                    raise InputError(f"{name}:{number}: binary data, expected UTF-8 text, one a line")
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")  # -sig: without a byte order mark
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x} at column {error.start + 1}"
+        raise InputError(f"{name}:{number}: not UTF-8 ({byte}); convert it: iconv -t utf-8") from error
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _open(path: Path | str, stdin: Iterable[bytes] | None) -> AbstractContextManager[Iterable[bytes]]:
+    if str(path) == "-":
+        return nullcontext(stdin or sys.stdin.buffer)  # not ours to close
+    return Path(path).open("rb")
+
+
+def _name(path: Path | str) -> str:
+    return "standard input" if str(path) == "-" else str(path)
+
+
+# ---------------------------------------------------------------- labelled examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which column holds what. At most one of `label`, `positive` and `probabilities` is the target; none: no target.
+
+    label:         a label's name, or its index
+    positive:      the probability of the second of two labels
+    probabilities: one number a label, as a list in the labels' order or as {label: number}; .jsonl only
+    weight:        how much the example counts, 1 if the column is not named
+    """
+
+    text: str = "text"
+    label: str | None = None
+    positive: str | None = None
+    probabilities: str | None = None
+    weight: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.targets) > 1:
+            raise ConfigError(f"columns: expected one target, got {' and '.join(self.targets)}")
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the fields that are targets here."""
+        return [name for name in ("label", "positive", "probabilities") if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A text, the probability of every label (none: unlabelled), and how much it counts."""
+
+    text: str
+    target: tuple[float, ...] = ()
+    weight: float = 1.0
+
+
+def read_examples(path: Path | str, columns: Columns, labels: Sequence[str] = ()) -> list[Example]:
+    """Read a .jsonl file, or a .csv or .tsv file with a header line.
+
+    A `label` column holds names out of `labels` or indices into them. InputError says file:line, what was expected
+    there and which columns there are.
+    """
+    readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".tsv": _tsv_records}
+    path = Path(path)
+    if path.suffix not in readers:
+        raise InputError(f"{path}: expected a file that ends in {', '.join(readers)}")
+    examples = []
+    for number, record in readers[path.suffix](path):
+        try:
+            examples.append(_example(record, columns, labels))
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+    if not examples:
+        raise InputError(f"{path} is empty: expected one example a line")
+    return examples
+
+
+def _jsonl_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
+        yield number, record
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    table = csv.reader((line for _, line in read_lines(path)), strict=True)
+    try:
+        header = next(table, [])
+        for row in table:
+            if row:
+                yield table.line_num, _record(path, table.line_num, header, row)
+    except csv.Error as error:
+        raise InputError(f"{path}:{table.line_num}: not CSV: {error}") from None
+
+
+def _tsv_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    header: list[str] = []
+    for number, line in read_lines(path):
+        row = line.rstrip("\r\n").split("\t")  # no quoting: GLUE's files have stray quotes
+        if number == 1:
+            header = row
+        elif row != [""]:
+            yield number, _record(path, number, header, row)
+
+
+def _record(path: Path, number: int, header: list[str], row: list[str]) -> Mapping[str, Any]:
+    if len(row) != len(header):
+        raise InputError(f"{path}:{number}: expected {len(header)} columns ({', '.join(header)}), got {len(row)}")
+    return dict(zip(header, row))
+
+
+def _example(record: Mapping[str, Any], columns: Columns, labels: Sequence[str]) -> Example:
+    """Make an Example of one record, or say what is wrong with it."""
+
+    def cell(column: str) -> Any:
+        if column not in record:
+            raise InputError(f"no column {column!r}{nearest(column, list(record))}")
+        return record[column]
+
+    text = cell(columns.text)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"column {columns.text!r}: expected a text, got {text!r}")
+    target: tuple[float, ...] = ()
+    if columns.label is not None:
+        index = _label_index(cell(columns.label), labels)
+        target = tuple(float(i == index) for i in range(len(labels)))
+    elif columns.positive is not None:
+        if len(labels) != 2:
+            raise InputError(f"column {columns.positive!r} needs two labels, got {len(labels)}: use `probabilities`")
+        positive = _number(cell(columns.positive), columns.positive, high=1.0)
+        target = (1 - positive, positive)
+    elif columns.probabilities is not None:
+        target = _probabilities(cell(columns.probabilities), columns.probabilities, labels)
+    weight = 1.0 if columns.weight is None else _number(cell(columns.weight), columns.weight)
+    return Example(text=text, target=target, weight=weight)
+
+
+def _label_index(value: Any, labels: Sequence[str]) -> int:
+    if value in labels:
+        return list(labels).index(value)
+    index = int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
+    if not 0 <= index < len(labels):
+        raise InputError(f"unknown label {value!r}; known: {', '.join(labels)}, or 0 to {len(labels) - 1}")
+    return index
+
+
+def _probabilities(value: Any, column: str, labels: Sequence[str]) -> tuple[float, ...]:
+    if isinstance(value, dict) and set(value) == set(labels):
+        value = [value[label] for label in labels]
+    if not isinstance(value, list) or len(value) != len(labels):
+        raise InputError(f"column {column!r}: expected a number for each of {', '.join(labels)}, got {value!r}")
+    numbers = tuple(_number(x, column, high=1.0) for x in value)
+    if abs(sum(numbers) - 1) > 1e-3:
+        raise InputError(f"column {column!r}: expected probabilities that sum to 1, got {sum(numbers):.4g}")
+    return numbers
+
+
+def _number(value: Any, column: str, *, high: float = float("inf")) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 <= number <= high or number == float("inf"):
+        bounds = "at least 0" if high == float("inf") else f"from 0 to {high:g}"
+        raise InputError(f"column {column!r}: expected a number {bounds}, got {value!r}")
+    return number
