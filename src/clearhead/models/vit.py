@@ -91,15 +91,15 @@ class PatchEmbeddings(nn.Module):
             config.n_channels, config.d_model, kernel_size=config.patch_size, stride=config.patch_size
         )  # a linear layer on every patch, written as the convolution that checkpoints store
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.class_token else None
-        self.registers = nn.Parameter(torch.zeros(1, config.n_registers, config.d_model)) if config.n_registers else None
+        self.registers = (
+            nn.Parameter(torch.zeros(1, config.n_registers, config.d_model)) if config.n_registers else None
+        )
         if config.positions == "learned":
             n_tokens = math.prod(config.grid) + config.class_token
             self.positions = nn.Parameter(torch.randn(1, n_tokens, config.d_model) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, pixels: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch tokens d_model"]:
+    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens d_model"]:
         """Return class token, registers and patches, row by row; positions are interpolated to another size."""
         size, patch = pixels.shape[-2:], self.config.patch_size
         if pixels.shape[1] != self.config.n_channels or size[0] % patch or size[1] % patch:
@@ -141,9 +141,7 @@ class ViT(nn.Module):
         self.pooler = nn.Linear(config.d_model, config.d_model) if config.pooler else None
         self.apply(_initialise)
 
-    def forward(
-        self, pixels: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch tokens d_model"]:
+    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens d_model"]:
         """Return the last hidden states."""
         x = self.embeddings(pixels)
         for block in self.blocks:
