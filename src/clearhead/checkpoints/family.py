@@ -82,7 +82,7 @@ HARMLESS = frozenset(
     pooler_num_fc_layers pooler_size_per_head pooler_type prefix qa_dropout remove_invalid_values repetition_penalty
     return_dict return_dict_in_generate sep_token_id sinusoidal_pos_embds suppress_tokens task_specific_params
     temperature tf_legacy_loss tie_encoder_decoder tie_weights_ tie_word_embeddings tokenizer_class top_k top_p
-    torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+    torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache xla_device
     """.split()
 )
 
@@ -98,8 +98,8 @@ def read_fields(config: Json, fields: tuple[Field, ...]) -> dict[str, Any]:
             raise CheckpointError(f"{key} is {value!r}, which is another model: clearhead computes {SETTLED[key][0]!r}")
         if key not in known and key not in SETTLED and value is not None:
             raise CheckpointError(
-                f"unknown key {key!r} ({value!r}), which may change what the model computes{nearest(key, list(known))} "
-                f"Remove it from config.json if you know that it does not"
+                f"unknown key {key!r} ({value!r}), which may change what the model computes"
+                f"{nearest(key, [field.theirs for field in fields])}. Remove it if you know that it changes nothing"
             )
     return {field.ours: _read_field(config.get(field.theirs), field) for field in fields}
 
@@ -108,7 +108,7 @@ def _read_field(value: Any, field: Field) -> Any:
     if value is None:
         return field.default
     if field.names is not None:
-        if value not in field.names:
+        if not isinstance(value, str) or value not in field.names:
             raise CheckpointError(f"{field.theirs} {value!r} is unknown{nearest(str(value), list(field.names))}")
         return field.names[value]
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -139,10 +139,10 @@ def read_labels(config: Json, architecture: str) -> tuple[str, ...]:
         if not architecture.endswith("Classification"):
             return ()
         count = config.get("num_labels", config.get("_num_labels", 2))  # two is what transformers leaves unsaid
-        if not isinstance(count, int) or not 0 < count < 2**31:
+        if not isinstance(count, int) or not 0 < count < 2**20:
             raise CheckpointError(f"num_labels: expected a whole number from 1, got {count!r}")
         return tuple(f"LABEL_{i}" for i in range(count))
-    if not isinstance(names, dict) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
         raise CheckpointError(f"id2label: expected names for 0, 1, 2, ..., got {names!r}")
     return tuple(str(names[str(i)]) for i in range(len(names)))
 

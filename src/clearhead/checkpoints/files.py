@@ -6,6 +6,7 @@ Weights are safetensors, a header of names and shapes and then the numbers: noth
 Next: `__init__.py`, which puts files, families and models together.
 """
 
+import glob
 import json
 import os
 import re
@@ -28,8 +29,9 @@ FETCHED = [CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "tokenizer.json",
 FETCHED += ["special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"]
 
 TO_SAFETENSORS = (
-    'python -c "import sys; from transformers import AutoModel; '
-    'AutoModel.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])" OLD NEW'
+    'python -c "import sys, transformers as t; folder = sys.argv[1]; '
+    "name = t.AutoConfig.from_pretrained(folder).architectures[0]; "
+    'getattr(t, name).from_pretrained(folder).save_pretrained(folder)"'
 )
 
 
@@ -40,11 +42,11 @@ def find(name: str | Path) -> Path:
     the network only if HF_HUB_OFFLINE is not set. Raises CheckpointError that says what was tried.
     """
     folder, shipped = Path(name), _shipped()
-    if isinstance(name, str) and name in shipped and not (folder / CONFIG).is_file():
+    if isinstance(name, str) and name in shipped and not os.path.isfile(folder / CONFIG):
         return DEFAULTS / name
-    if folder.is_dir():
+    if os.path.isdir(folder):  # unlike Path's, no error for what cannot be a path, such as a text given by mistake
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise CheckpointError(f"{folder} is a file: expected the folder that holds config.json and {WEIGHTS}")
     if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and name[0] != ".":
         return _fetch(name)
@@ -129,7 +131,7 @@ class Weights:
             if pickled := sorted(path.name for path in self.folder.glob("*.bin")):
                 raise CheckpointError(
                     f"{self.folder} holds no {WEIGHTS}, only {pickled[0]}, a pickle: opening one runs code. "
-                    f"If you trust it, convert it once: {TO_SAFETENSORS}"
+                    f"If you trust it, convert it once: {TO_SAFETENSORS} {self.folder}"
                 )
             raise CheckpointError(f"{self.folder} holds no {WEIGHTS}: a checkpoint folder has {CONFIG} and {WEIGHTS}")
         placed = read_json(self.folder / INDEX).get("weight_map")
@@ -172,7 +174,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file: expected a folder to save in")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}.*.partial"):  # of a save that was killed
+    for stale in folder.parent.glob(f".{glob.escape(folder.name)}.????????.partial"):  # of a save that was killed
         shutil.rmtree(stale, ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()
@@ -202,6 +204,8 @@ def _merge(partial: Path, folder: Path) -> None:
 
 def _to_disk(path: Path) -> None:
     """Wait until the disk has it: a rename may otherwise survive a power cut that the contents do not."""
+    if os.name != "posix":
+        return  # Windows cannot be asked
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -10,8 +10,8 @@ Next: `bert.py`, a table; `files.py`, where the tensors come from.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -77,10 +77,11 @@ class Table:
         return Table(
             tuple(Rule(theirs + r.theirs, tuple(ours + name for name in _names(r)), r.op) for r in self.rules),
             tuple(Alias(theirs + a.theirs, theirs + a.same_as) for a in self.aliases),
-            tuple(replace(row, theirs=theirs + row.theirs) for row in self.ignored),
+            tuple(Ignored(theirs + row.theirs, row.reason) for row in self.ignored),
         )
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where tensors come from: shapes are known at once, numbers are read one tensor at a time."""
 

@@ -1,0 +1,210 @@
+"""`watch`: a model runs as it always does; the queries, keys and normaliser of every attention call are kept.
+
+    with watch(model) as seen:
+        model(tokens)
+    seen.map(layer=3, head=7)
+
+The model is not changed: hooks, there for the duration, say which module is running; `sites.py` sees the calls. What
+ran and could not be seen is listed by name in `seen.unseen`. Next: `recording.py`, what comes out.
+"""
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearhead.errors import WatchError
+from clearhead.seeing.call import Call
+from clearhead.seeing.recording import Ran, Recording
+from clearhead.seeing.rule import Rule, recognise
+from clearhead.seeing.sites import FusedCalls, Sighting, uncompiled
+
+LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
+NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
+
+
+@contextlib.contextmanager
+def watch(
+    model: nn.Module, *, layers: Sequence[int | str] | None = None, heads: Sequence[int] | None = None
+) -> Iterator[Recording]:
+    """Record the attention of `model` while the body runs; outputs, gradients and kernels stay what they were.
+
+    `layers` keeps only some layers, by number in the order they run or by module name (`"decoder.*"`); `heads` only
+    some heads of each. Queries and keys are copied in the dtype the kernel read, `nbytes` of the recording says how
+    much that came to; the model itself is not kept alive. Watching may be nested.
+
+    Two exceptions to "nothing changes", both in `seen.notes` when they happened: a compiled model runs uncompiled,
+    and nn.MultiheadAttention leaves its inference kernel; outputs then move in the last digits.
+    """
+    if not isinstance(model, nn.Module):
+        raise WatchError(f"watch() expects the torch.nn.Module that will run, got a {type(model).__name__}")
+    recorder = Recorder(Recording(), layers, heads)
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.enter_context(recorder.following(name, module))
+        if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
+            recorder.recording.note("the compiled model ran uncompiled while it was watched")
+        stack.enter_context(FusedCalls(recorder.keep))
+        yield recorder.recording
+
+
+class Recorder:
+    """Knows which module is running, and turns each sighting into a `Call` of the right layer."""
+
+    def __init__(self, recording: Recording, layers: Sequence[int | str] | None, heads: Sequence[int] | None) -> None:
+        self.recording, self.layers, self.heads = recording, layers, heads
+        self.thread = threading.get_ident()
+        self.running: list[str] = []  # names of the modules whose forward is running, outermost first
+        self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
+        self.last_rule: tuple[Tensor, int, tuple[int, ...], Rule] | None = None
+
+    @contextlib.contextmanager
+    def following(self, name: str, module: nn.Module) -> Iterator[None]:
+        """Know while `module` runs, by hooks that are gone afterwards."""
+        leaf = type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None
+        if isinstance(module, torch.jit.ScriptModule):
+            self.recording.note(f"{name or 'the model'} is TorchScript, which runs out of sight: watch its original")
+        if leaf or isinstance(module, torch.jit.ScriptModule):
+            yield
+            return
+        name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")  # torch.compile's wrapper
+        suspect = isinstance(module, nn.MultiheadAttention) or bool(
+            LOOKS_LIKE_ATTENTION.search(type(module).__name__) or NAMED_LIKE_ATTENTION.search(name.rpartition(".")[2])
+        )
+
+        def begins(module: nn.Module, inputs: Any) -> None:
+            if threading.get_ident() != self.thread:
+                if suspect:
+                    self.recording.ran[name] = Ran(type(module).__name__, "it ran in another thread than watch()")
+                return
+            if not self.running:
+                self.times.clear()
+            self.running.append(name)
+            if suspect and name not in self.recording.ran:
+                self.recording.ran[name] = Ran(type(module).__name__, _why_unseen(module))
+
+        def ends(module: nn.Module, inputs: Any, output: Any) -> None:
+            if threading.get_ident() == self.thread and name in self.running:
+                while self.running.pop() != name:  # a module that was left by an exception
+                    pass
+
+        hooks = [
+            module.register_forward_pre_hook(begins, prepend=True),
+            module.register_forward_hook(ends, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def keep(self, sighting: Sighting) -> None:
+        """Copy what a fused call was given, into the layer it belongs to."""
+        if not self.running:
+            self.recording.outside += 1
+            return
+        if torch._C._current_graph_task_id() != -1:
+            return  # activation checkpointing runs a layer again during backward: already seen
+        if sighting.fast_path_lost:
+            self.recording.note("nn.MultiheadAttention ran in its Python form, not in its inference kernel")
+        name = self.running[-1]
+        nth = self.times[name] = self.times.get(name, 0) + 1
+        name = name if nth == 1 else f"{name}#{nth}"  # one module that attends more than once in a forward
+        index = self.recording.index(name)
+        if self.layers is not None and not any(_asked(want, index, name) for want in self.layers):
+            self.recording.skipped.add(index)
+            return
+        if (reason := _not_plain(sighting.q)) is not None:
+            self.recording.refused[name] = reason
+            return
+        self.recording.calls.setdefault(index, []).append(self.copy(sighting))
+
+    @torch.no_grad()
+    def copy(self, sighting: Sighting) -> Call:
+        """Return the call with copies of its own: q and k are often views of one tensor with v, and get overwritten."""
+        q, k, lse = _four(sighting.q), _four(sighting.k), sighting.lse
+        (batch, n_heads, n_queries), (n_kv_heads, n_keys) = q.shape[:3], k.shape[1:3]
+        if n_kv_heads > 1 and k.stride(1) == 0:
+            k, n_kv_heads = k[:, :1], 1  # one head, shown to all
+        k = k.expand(batch, -1, -1, -1)
+        group = n_heads // n_kv_heads
+        heads = tuple(h for h in range(n_heads) if self.heads is None or h in self.heads)
+        kv = sorted({h // group for h in heads})
+        if len(heads) < n_heads:
+            q, k = q[:, list(heads)], k[:, kv]
+        if lse is not None:
+            lse = lse.reshape(batch, n_heads, -1)[:, list(heads), :n_queries]
+        dtype = _dtype_in_kernel(sighting.q)
+        return Call(
+            q=q.detach().to(dtype, copy=True, memory_format=torch.contiguous_format),
+            k=k.detach().to(dtype, copy=True, memory_format=torch.contiguous_format),
+            rule=self.rule(sighting, (batch, n_heads, n_queries, n_keys), dtype),
+            scale=q.shape[-1] ** -0.5 if sighting.scale is None else sighting.scale,
+            heads=heads,
+            kv_of=tuple(kv.index(h // group) for h in heads),
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            lse=lse,
+            dropout=sighting.dropout,
+        )
+
+    def rule(self, sighting: Sighting, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Rule:
+        """Return the call's rule, the very object of the layer before if that was given the same mask."""
+        given, lead = sighting.mask, sighting.q.shape[:-2]
+        if given is None:
+            return recognise(None, sighting.is_causal, shape)
+        version = -1 if given.is_inference() else given._version
+        if self.last_rule is not None:
+            last, last_version, last_shape, rule = self.last_rule
+            if last is given and last_version == version != -1 and last_shape == shape:
+                return rule
+        mask = _four(given.expand(*lead, *given.shape[-2:])) if given.ndim > 4 else given
+        rule = recognise(mask if mask.dtype == torch.bool else mask.to(dtype), sighting.is_causal, shape)
+        self.last_rule = (given, version, shape, rule)
+        return rule
+
+
+def _four(x: Tensor) -> Tensor:
+    """Return `x` as (batch, heads, time, d_head): of three axes the first are heads, of five the first two texts."""
+    return x.flatten(0, -4) if x.ndim > 4 else x[(None,) * (4 - x.ndim)]
+
+
+def _dtype_in_kernel(q: Tensor) -> torch.dtype:
+    """Return the dtype the kernel read: autocast lowers it after the call was seen."""
+    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+        return torch.get_autocast_dtype(q.device.type)
+    return q.dtype
+
+
+def _asked(want: int | str, index: int, name: str) -> bool:
+    return fnmatchcase(name, want) if isinstance(want, str) else want == index
+
+
+def _not_plain(q: Tensor) -> str | None:
+    """Say why a call cannot be recorded, or None."""
+    if q.is_nested:
+        return "its queries came as nested tensors, which are not recorded yet"
+    if type(q) not in (Tensor, nn.Parameter):
+        return f"its queries came as {type(q).__name__}, not as plain tensors"
+    if torch._C._functorch.is_functorch_wrapped_tensor(q):
+        return "it ran inside torch.func (vmap, grad): watch the plain call"
+    return None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _why_unseen(module: nn.Module) -> str:
+    """Say what is likely, should nothing be seen inside a module that looks like attention."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "torch computes weights by hand when asked for them: call it with need_weights=False"
+    chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if isinstance(chosen, str) and chosen != "sdpa":
+        return f'its model was loaded with attn_implementation="{chosen}": load it with "sdpa"'
+    return "it ran, but made no F.scaled_dot_product_attention call: attention by hand, or by another kernel"

@@ -1,0 +1,142 @@
+"""A recipe: everything that decides how a run comes out, in one TOML file that is read strictly.
+
+Each table of the file is one frozen dataclass here, each key one field; the defaults are Devlin et al. 2018, appendix
+A.3, where they fine-tune. `recipes/` holds ours. Next: `objectives.py`.
+"""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from clearhead.config import build_config
+from clearhead.data.text import Columns
+from clearhead.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Where the weights come from, and what is put on top of them or changed."""
+
+    start: str  # a checkpoint: a folder, the name of a default, or org/model
+    labels: tuple[str, ...] = ()
+    dropout: float | None = None  # None: as the checkpoint has it
+    attention_dropout: float | None = None
+    classifier_dropout: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Which files, below the data folder, and how they are read."""
+
+    train: tuple[str, ...]
+    valid: tuple[str, ...] = ()
+    columns: Columns = field(default_factory=Columns)
+    max_len: int = 128  # ids a text, special tokens included; what is cut off is counted and said
+
+    def __post_init__(self) -> None:
+        _check("data", train=len(self.train) > 0, max_len=self.max_len >= 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSection:
+    """What the model learns to do."""
+
+    name: Literal["classification", "masked_words"] = "classification"
+    label_smoothing: float = 0.0  # classification
+    mask_rate: float = 0.15  # masked_words
+
+    def __post_init__(self) -> None:
+        _check("objective", label_smoothing=0 <= self.label_smoothing < 1, mask_rate=0 < self.mask_rate < 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSection:
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # of matrices that multiply; never of norms, biases and embeddings
+    layer_decay: float = 1.0  # each layer further from the output learns this much slower
+    clip: float | None = 1.0  # the largest norm a gradient may have
+
+    def __post_init__(self) -> None:
+        within = all(0 <= beta < 1 for beta in self.betas)
+        _check("optimizer", lr=self.lr > 0, betas=within, eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
+        _check("optimizer", layer_decay=0 < self.layer_decay <= 1, clip=self.clip is None or self.clip > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSection:
+    """How the learning rate rises and falls, as fractions of the whole run and of `lr`."""
+
+    warmup: float = 0.1
+    decay: Literal["linear", "cosine", "none"] = "linear"
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("schedule", warmup=0 <= self.warmup <= 1, end=0 <= self.end <= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSection:
+    """How long, in what portions, and what is kept."""
+
+    epochs: int | None = None  # or
+    steps: int | None = None
+    batch_size: int | None = None  # rows, or
+    batch_tokens: int | None = None  # ids, padding counted
+    accumulation: int = 1  # batches a step
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, the weights stay fp32
+    ema: float | None = None  # decay of the averaged weights, which are then what is evaluated and kept
+    seed: int = 0
+    evaluate_every: int | None = None  # steps; None: at the end
+    save_every: int = 500  # steps
+    keep: Literal["last", "best"] = "last"  # which weights the checkpoint holds; best: lowest loss on valid
+    device: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for one, other in (("epochs", "steps"), ("batch_size", "batch_tokens")):
+            if (getattr(self, one) is None) == (getattr(self, other) is None):
+                raise ConfigError(f"[training]: expected exactly one of {one!r} and {other!r}")
+        counts = ("epochs", "steps", "batch_size", "batch_tokens", "accumulation", "evaluate_every", "save_every")
+        _check("training", **{name: getattr(self, name) is None or getattr(self, name) >= 1 for name in counts})
+        _check("training", ema=self.ema is None or 0 <= self.ema < 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run, described."""
+
+    model: ModelSection
+    data: DataSection
+    optimizer: OptimizerSection
+    training: TrainingSection
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+
+    def __post_init__(self) -> None:
+        if self.objective.name == "classification" and not (self.model.labels and self.data.columns.targets):
+            raise ConfigError(
+                "classification needs [model] labels and a target in [data.columns]: label, positive or probabilities"
+            )
+        if self.training.keep == "best" and not self.data.valid:
+            raise ConfigError("[training] keep = 'best' needs [data] valid: best on what?")
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Recipe":
+        """Read a recipe; ConfigError names the file, the key and the nearest known one."""
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # of TOML and of UTF-8
+            raise ConfigError(f"{path}: not TOML: {error}") from error
+        return build_config(cls, values, where=str(path))
+
+
+def _check(section: str, **allowed: bool) -> None:
+    if wrong := [name for name, ok in allowed.items() if not ok]:
+        raise ConfigError(f"[{section}]: {', '.join(wrong)} out of range; see training/recipe.py")

@@ -1,0 +1,1 @@
+"""Tests of training, which share the tiny BERT of conftest.py."""

@@ -1,0 +1,72 @@
+"""Who decays, who learns how fast, and when."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clearhead.models.bert import BertConfig, BertForSequenceClassification
+from clearhead.training.optimizer import build_optimizer, lr_share, parameter_groups, set_lr
+from clearhead.training.recipe import OptimizerSection, ScheduleSection
+
+
+def by_name(config: BertConfig, key: str, **section: float) -> dict[str, float]:
+    groups = parameter_groups(BertForSequenceClassification(config), OptimizerSection(lr=1.0, **section))
+    return {name: group[key] for group in groups for name in group["names"]}
+
+
+def test_only_matrices_that_multiply_decay(config: BertConfig) -> None:
+    decay = by_name(config, "weight_decay", weight_decay=0.1)
+    model = BertForSequenceClassification(config)
+    multiply = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert decay == {name: 0.1 if name in multiply else 0.0 for name, _ in model.named_parameters()}
+
+
+def test_lower_layers_learn_slower(config: BertConfig) -> None:
+    rate = by_name(config, "rate", layer_decay=0.5)
+    assert rate["classifier.weight"] == rate["bert.pooler.bias"] == 1.0
+    assert rate["bert.blocks.1.attention.q_proj.weight"] == 0.5
+    assert rate["bert.blocks.0.feed_forward_norm.bias"] == 0.25
+    assert rate["bert.embeddings.words.weight"] == rate["bert.embeddings.norm.weight"] == 0.125
+
+
+def test_frozen_parameters_are_left_out(config: BertConfig) -> None:
+    model = BertForSequenceClassification(config)
+    model.bert.embeddings.requires_grad_(False)
+    names = [name for group in parameter_groups(model, OptimizerSection(lr=1.0)) for name in group["names"]]
+    assert names and not [name for name in names if "embeddings" in name]
+
+
+def test_every_group_gets_its_share_of_the_rate(config: BertConfig) -> None:
+    optimizer = build_optimizer(BertForSequenceClassification(config), OptimizerSection(lr=1.0, layer_decay=0.5))
+    set_lr(optimizer, 0.2)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.1, 0.05, 0.025}
+
+
+@given(
+    n_steps=st.integers(1, 500),
+    warmup=st.floats(0, 1),
+    decay=st.sampled_from(["linear", "cosine", "none"]),
+    end=st.floats(0, 1),
+)
+def test_the_rate_rises_to_the_whole_and_falls_to_the_end(n_steps: int, warmup: float, decay: str, end: float) -> None:
+    section = ScheduleSection(warmup=warmup, decay=decay, end=end)  # type: ignore[arg-type]
+    shares = [lr_share(step, n_steps, section) for step in range(n_steps)]
+    top = min(round(warmup * n_steps), n_steps - 1)
+    assert all(0 <= share <= 1 for share in shares)
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    assert min(shares[top:]) >= end or round(warmup * n_steps) >= n_steps
+
+
+def test_known_points_of_the_schedules() -> None:
+    def share(step: int, decay: str) -> float:
+        return lr_share(step, 100, ScheduleSection(warmup=0.2, decay=decay, end=0.1))  # type: ignore[arg-type]
+
+    assert [share(step, "linear") for step in (0, 9, 19, 20, 60)] == pytest.approx([0.05, 0.5, 1, 1, 0.55])
+    assert [share(step, "cosine") for step in (20, 60, 40)] == pytest.approx(
+        [1, 0.55, 0.1 + 0.45 * (1 + math.sqrt(0.5))]
+    )
+    assert share(99, "none") == 1.0
