@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clearhead.attention import EVERYWHERE, Mask, MultiHeadAttention
 from clearhead.block import Block, FeedForward, GatedFeedForward, RMSNorm, activation, post_norm, pre_norm
-from clearhead.cache import KVCache
+from clearhead.cache import KVCache, LayerCache
 from clearhead.errors import ConfigError, ShapeError
 from clearhead.positions import LearnedPositions, Order, RelativeBias, SinusoidalPositions
 
@@ -114,13 +114,13 @@ class Stack(nn.Module):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
         """Return `x` after all blocks; with a cache, `x` follows what it holds."""
-        first = 0 if cache is None else cache.length
+        places = torch.arange(x.shape[1], device=x.device) if cache is None else cache.places(x.shape[1])
         if self.positions is not None:
-            x = x + self.positions(torch.arange(first, first + x.shape[1], device=x.device)).to(x.dtype)
+            x = x + self.positions(places).to(x.dtype)
         x = self.dropout(self.embedding_norm(x))
         if self.order is not None:
-            keys = torch.arange(first + x.shape[1], device=x.device)
-            bias = self.order.bias(keys[first:], keys)
+            n_keys = x.shape[1] if cache is None else cache.n_keys(x.shape[1])
+            bias = self.order.bias(places, torch.arange(n_keys, device=x.device))
             assert bias is not None
             mask = mask.with_bias(bias.unsqueeze(0))
         for layer, block in enumerate(self.blocks):
@@ -172,7 +172,10 @@ class EncoderDecoder(nn.Module):
         *,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch time d_model"]:
-        """Return hidden states of the target; with a cache, `target` is what follows the tokens it holds."""
+        """Return hidden states of the target; with a cache, `target` is what follows the tokens it holds.
+
+        What cross-attention makes of `memory` is computed once for a cache: a cache is for one memory.
+        """
         return self.decoder(
             self.config.embedding_scale * self.words(target),
             memory,
@@ -183,8 +186,30 @@ class EncoderDecoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Return a score for every token."""
-        matrix = self.words.weight if self.head is None else self.head.weight
-        return nn.functional.linear(hidden * self.config.logit_scale, matrix, self.logit_bias)
+        hidden = hidden * self.config.logit_scale
+        scores = nn.functional.linear(hidden, self.words.weight) if self.head is None else self.head(hidden)
+        return scores if self.logit_bias is None else scores + self.logit_bias
+
+    def new_cache(self, batch: int, max_len: int, kind: type[LayerCache] = LayerCache) -> KVCache:
+        """Return an empty cache for `batch` answers of up to `max_len` tokens, where and as the weights are.
+
+        Raises ShapeError for more tokens than there are learned positions.
+        """
+        if self.config.positions == "learned" and max_len > self.config.max_target_len:
+            raise ShapeError(
+                f"{max_len} tokens, but this model has {self.config.max_target_len} learned positions: ask for fewer"
+            )
+        config, weight = self.config, self.words.weight
+        return KVCache(
+            n_layers=config.n_decoder_layers,
+            batch=batch,
+            n_kv_heads=config.n_heads,
+            max_len=max_len,
+            d_head=config.d_head or config.d_model // config.n_heads,
+            dtype=weight.dtype,
+            device=weight.device,
+            kind=kind,
+        )
 
 
 def _norm(config: EncoderDecoderConfig) -> Callable[[], nn.Module]:
