@@ -11,9 +11,9 @@ from torch import Tensor
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-FAMILIES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
+ENCODERS = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
-ARCHITECTURES = [name + head for name in FAMILIES.values() for head in HEADS]
+ARCHITECTURES = [name + head for name in ENCODERS.values() for head in HEADS]
 LABELS = ("negative", "neutral", "positive")
 
 SIZES = {
@@ -36,7 +36,7 @@ DISTIL_SIZES = {
 
 def make(architecture: str, **settings: Any) -> Any:
     """Return transformers' model of that name, every parameter random: fresh norms and biases would hide mistakes."""
-    family = max((name for name in FAMILIES.values() if architecture.startswith(name)), key=len)
+    family = max((name for name in ENCODERS.values() if architecture.startswith(name)), key=len)
     sizes = DISTIL_SIZES if family == "DistilBert" else SIZES
     labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     config = getattr(transformers, f"{family}Config")(**{**sizes, **labels, **settings})

@@ -11,7 +11,8 @@ from torch import Tensor
 from clearhead.attention import CAUSAL, EVERYWHERE, Mask, MultiHeadAttention, attend, attention_map
 from clearhead.cache import KVCache
 from clearhead.errors import ConfigError
-from clearhead.positions import ALiBi, RelativeBias, Rotary
+from clearhead.positions import ALiBi, RelativeBias
+from clearhead.rotary import Rotary
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 

@@ -56,4 +56,4 @@ def test_dropout_acts_on_what_a_sublayer_adds() -> None:
 def test_an_unknown_activation_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown activation 'gelo'; did you mean 'gelu'"):
         activation("gelo")
-    assert set(ACTIVATIONS) == {"gelu", "gelu_tanh", "relu", "silu"}
+    assert set(ACTIVATIONS) == {"gelu", "gelu_tanh", "relu", "relu_squared", "silu"}

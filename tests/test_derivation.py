@@ -17,7 +17,8 @@ import clearhead
 from clearhead.attention import CAUSAL, Mask, MultiHeadAttention, attention_map
 from clearhead.derivation import Derivation, derive, find_word, steps
 from clearhead.errors import ClearheadError, ConfigError, InputError, ShapeError
-from clearhead.positions import ALiBi, Order, RelativeBias, Rotary
+from clearhead.positions import ALiBi, Order, RelativeBias
+from clearhead.rotary import Rotary
 
 THREAD = "[CLS] attention is not too sha ##bby [SEP]".split()
 

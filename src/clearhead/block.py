@@ -27,7 +27,18 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "relu": F.relu, "silu": F.silu}
+def relu_squared(x: Tensor) -> Tensor:
+    """The square of relu (So et al. 2021, Primer, section 3)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+    "relu_squared": relu_squared,
+    "silu": F.silu,
+}
 
 
 def activation(name: str) -> Activation:
@@ -179,7 +190,7 @@ class Block(nn.Module):
 
         def look_up(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
-            return self.dropout(self.cross_attention(x, memory, mask=memory_mask))
+            return self.dropout(self.cross_attention(x, memory, mask=memory_mask, cache=cache))
 
         def think(x: Tensor) -> Tensor:
             return self.dropout(self.feed_forward(x))

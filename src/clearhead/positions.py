@@ -56,7 +56,7 @@ class SinusoidalPositions(nn.Module):
 
 def frequencies(d: int, base: float, device: torch.device | None = None) -> Float[Tensor, " pairs"]:
     """Return `base^(-2i/d)` for i = 0 .. d/2 - 1, radians a position, in float32."""
-    return torch.exp(torch.arange(0, d, 2, device=device, dtype=torch.float32) * (-math.log(base) / d))
+    return 1.0 / base ** (torch.arange(0, d, 2, device=device, dtype=torch.float32) / d)
 
 
 class Order(nn.Module):

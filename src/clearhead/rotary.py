@@ -14,7 +14,7 @@ Next: `attention.py`.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -24,11 +24,14 @@ from clearhead.errors import ConfigError
 from clearhead.positions import Order, frequencies
 
 
+@runtime_checkable
 class Stretch(Protocol):
     """A way to change the frequencies."""
 
-    def apply(self, d: int, base: float, positions: Tensor) -> tuple[Tensor, float]:
-        """Return the frequencies of `d` channels at these positions, and a factor on the turned vectors."""
+    def apply(
+        self, d: int, base: float, positions: Int[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "*#batch pairs"], float]:
+        """Return the frequencies of `d` channels, for all texts or one row a text, and a factor on turned vectors."""
 
 
 class Rotary(Order):
@@ -55,7 +58,7 @@ class Rotary(Order):
         if self.stretch is not None:
             speed, gain = self.stretch.apply(self.d_head, self.base, positions)
         # in float32: half precision cannot tell position 4097 from 4096
-        angles = (positions.float().unsqueeze(-1) * speed).unsqueeze(-3)  # batch 1 time d/2
+        angles = positions.float()[:, None, :, None] * speed.unsqueeze(-2).unsqueeze(-3)  # batch 1 time d/2
         cos, sin = (gain * angles.cos()).to(q.dtype), (gain * angles.sin()).to(q.dtype)
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
@@ -82,33 +85,51 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
+class Positive:
+    """A dataclass of positive numbers; None and truth values are as they are."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, bool | None) and not 0 < value < math.inf:
+                raise ConfigError(f"{type(self).__name__}: {name} must be positive, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(Positive):
     """Every position counts as `1/factor` of one."""
 
     factor: float
 
-    def apply(self, d: int, base: float, positions: Tensor) -> tuple[Tensor, float]:
+    def apply(
+        self, d: int, base: float, positions: Int[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "*#batch pairs"], float]:
         """Return all frequencies divided by `factor`."""
         return frequencies(d, base, positions.device) / self.factor, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicNTK:
-    """Raise the base once a text is longer than `trained_len`, as far as its length asks for."""
+class DynamicNTK(Positive):
+    """Raise the base once a text is longer than `trained_len`, as far as its length asks for.
+
+    Keys that a cache remembers stay turned by the base of their time, as in transformers: past `trained_len`, what is
+    decoded with a cache is not exactly what one forward pass gives.
+    """
 
     factor: float
     trained_len: int
 
-    def apply(self, d: int, base: float, positions: Tensor) -> tuple[Tensor, float]:
-        """Return the frequencies for the longest text here; the length decides, so nothing is cut at a threshold."""
-        length = max(int(positions.max()) + 1, self.trained_len)
+    def apply(
+        self, d: int, base: float, positions: Int[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "*#batch pairs"], float]:
+        """Return each text's own frequencies, whatever stands beside it in the batch."""
+        length = (positions.amax(-1, keepdim=True) + 1).clamp(min=self.trained_len).float()
         growth = self.factor * length / self.trained_len - (self.factor - 1)
-        return frequencies(d, base * growth ** (d / (d - 2)), positions.device), 1.0
+        exponents = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32) / d
+        return 1.0 / (base * growth ** (d / (d - 2))) ** exponents, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Llama3:
+class Llama3(Positive):
     """Hands that go round less than `low` times in `trained_len` are slowed down, more than `high` times are not."""
 
     factor: float = 8.0
@@ -116,7 +137,14 @@ class Llama3:
     high: float = 4.0
     trained_len: int = 8_192
 
-    def apply(self, d: int, base: float, positions: Tensor) -> tuple[Tensor, float]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high <= self.low:
+            raise ConfigError(f"Llama3: high must be more turns than low, got {self.high} and {self.low}")
+
+    def apply(
+        self, d: int, base: float, positions: Int[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "*#batch pairs"], float]:
         """Return a blend of slowed and unchanged frequencies."""
         speed = frequencies(d, base, positions.device)
         turns = self.trained_len * speed / (2 * math.pi)
@@ -125,11 +153,11 @@ class Llama3:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Yarn:
+class Yarn(Positive):
     """Like `Llama3` with a ramp over channels, and q and k scaled so that softmax stays as sharp (section 3.4).
 
-    `gain` None is the paper's `0.1 ln(factor) + 1`. `beta_fast`, `beta_slow`: turns in `trained_len` between which
-    the ramp runs; `round_ramp` keeps its ends on whole channels.
+    `gain` None is the paper's `0.1 ln(factor) + 1`, at least 1. `beta_fast`, `beta_slow`: turns in `trained_len`
+    between which the ramp runs; `round_ramp` keeps its ends on whole channels.
     """
 
     factor: float
@@ -139,7 +167,9 @@ class Yarn:
     gain: float | None = None
     round_ramp: bool = True
 
-    def apply(self, d: int, base: float, positions: Tensor) -> tuple[Tensor, float]:
+    def apply(
+        self, d: int, base: float, positions: Int[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "*#batch pairs"], float]:
         """Return a blend of slowed and unchanged frequencies, and the factor on q and k."""
 
         def channel(turns: float) -> float:
@@ -150,7 +180,7 @@ class Yarn:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, d - 1)
         steps = torch.arange(d // 2, device=positions.device, dtype=torch.float32)
-        slowed = ((steps - low) / max(high - low, 0.001)).clamp(0, 1)
+        slowed = ((steps - low) / (high - low if high != low else 0.001)).clamp(0, 1)
         speed = frequencies(d, base, positions.device)
-        gain = 0.1 * math.log(self.factor) + 1 if self.gain is None else self.gain
+        gain = max(0.1 * math.log(self.factor) + 1, 1.0) if self.gain is None else self.gain
         return speed * (1 - slowed + slowed / self.factor), gain

@@ -20,14 +20,20 @@ from clearhead.checkpoints.bert import BERT
 from clearhead.checkpoints.distilbert import DISTILBERT
 from clearhead.checkpoints.family import Family, read_config, write_config
 from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, read_json, replacing
+from clearhead.checkpoints.gemma import GEMMA2, GEMMA3
+from clearhead.checkpoints.gpt2 import GPT2
+from clearhead.checkpoints.llama import LLAMA, MISTRAL
 from clearhead.checkpoints.mapping import read_tensors, write_tensors
+from clearhead.checkpoints.qwen import QWEN2, QWEN3
 from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
 from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
 
 __all__ = ["FAMILIES", "Origin", "find", "load", "origin", "save", "with_head"]
 
-FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)}
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
+DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
+FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (*ENCODERS, *DECODERS)}
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,10 @@ def _in_some_words(
             return theirs, write_config(family, head, model.config, kept=kept, tensors=theirs)
         except CheckpointError as error:
             refusals.append(error)
-    if refusals:
+    if len(refusals) == 1:
         raise refusals[0]
+    if refusals:
+        raise CheckpointError(f"no family has words for this model. {'. '.join(map(str, refusals))}")
     heads = FAMILIES[name].tables if name else {head for family in FAMILIES.values() for head in family.tables}
     known = ", ".join(sorted(known.__name__ for known in heads))
     raise CheckpointError(f"a {f'{name} ' if name else ''}checkpoint holds one of {known}, got {head.__name__}")

@@ -40,6 +40,11 @@ def one_stack(config: Any) -> tuple[int, ...]:
     return (config.n_layers,)
 
 
+def as_it_is(config: C) -> C:
+    """Return the config."""
+    return config
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family(Generic[C]):
     """A `model_type`: which of our models its architectures are, their tensors, and its config, both ways.
@@ -47,6 +52,8 @@ class Family(Generic[C]):
     `read_config(config, architecture, names)` gets the tensor names too: a trunk may come without a pooler.
     A table that depends on the config is a function of it; rules for what a model has not are skipped anyway.
     `n_layers` counts the layers of each stack. `pooler` is how text classifiers bend what the first token says.
+    `plain` is a config without what the family has no words for and no need of: two configs that are alike so far are
+    one to it. `respelled` are keys that `write_config` says in other words.
     """
 
     model_type: str
@@ -55,6 +62,8 @@ class Family(Generic[C]):
     read_config: Callable[[Json, str, Collection[str]], C]
     write_config: Callable[[C], dict[str, Any]]
     n_layers: Callable[[C], tuple[int, ...]] = one_stack
+    plain: Callable[[C], C] = as_it_is
+    respelled: Collection[str] = ()
     pooler: str | None = None
 
     def table(self, head: type[nn.Module], config: C) -> Table:
@@ -218,6 +227,7 @@ def write_config(
 
     Raises CheckpointError when the family has no words for this model.
     """
+    config = family.plain(config)
     architecture = next(name for name, known in family.architectures.items() if known is head)
     published = {**kept, "architectures": [architecture], "model_type": family.model_type}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -225,11 +235,11 @@ def write_config(
     if stated or dtype != "float32":  # which is what leaving it out means
         published |= dict.fromkeys(stated or ["dtype"], dtype)
     where = f"a {family.model_type} checkpoint cannot describe this model"
-    if kept and read_config(family, published, architecture, tensors, where=where) == config:
+    if kept and family.plain(read_config(family, published, architecture, tensors, where=where)) == config:
         return published
-    published = {k: v for k, v in published.items() if k not in ("num_labels", "_num_labels")}  # id2label says it
+    published = {k: v for k, v in published.items() if k not in ("num_labels", "_num_labels", *family.respelled)}
     published |= family.write_config(config)
-    read = read_config(family, published, architecture, tensors, where=where)
+    read = family.plain(read_config(family, published, architecture, tensors, where=where))
     if read != config:
         lost = [
             f"{key} {value!r} would be read as {getattr(read, key)!r}"

@@ -127,7 +127,7 @@ def read_tensors(
                 f"{source.file(name)}: tensor {name!r} holds {tensor.dtype}, expected floating-point numbers: "
                 f"quantised checkpoints are not read, look for the model it was made from"
             )
-        yield from zip(_names(rule), rule.op.read(tensor), strict=True)
+        yield from zip(_names(rule), (part.contiguous() for part in rule.op.read(tensor)), strict=True)
 
 
 def write_tensors(table: Table, tensors: Mapping[str, Tensor], n_layers: Depths) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ def queries_and_keys(
         if memory is not None:
             raise ConfigError("order relates positions of one text: a layer with an order cannot look at a memory")
         positions = torch.arange(len(x), device=x.device).unsqueeze(0)
-        q, k = (attention.order.turn(vector.unsqueeze(0), positions).squeeze(0) for vector in (q, k))
+        q, k = (turned.squeeze(0) for turned in attention.order.turn(q.unsqueeze(0), k.unsqueeze(0), positions))
     return q, k
 
 

@@ -28,8 +28,8 @@ from clearhead.block import (
     around,
     pre_norm,
 )
-from clearhead.cache import KVCache
-from clearhead.errors import ConfigError
+from clearhead.cache import KVCache, LayerCache
+from clearhead.errors import ConfigError, ShapeError
 from clearhead.positions import LearnedPositions, Order
 from clearhead.rotary import NormedQueriesAndKeys, Rotary, Stretch
 
@@ -40,6 +40,10 @@ class RotaryConfig:
 
     base: float = 10_000.0
     stretch: Stretch | None = None
+
+    def __post_init__(self) -> None:
+        if not self.base > 1:
+            raise ConfigError(f"RotaryConfig: base must be more than 1, got {self.base}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +66,25 @@ class GPTConfig:
     norm_eps: float = 1e-5
     feed_forward: Literal["plain", "gated"] = "plain"
     activation: str = "gelu_tanh"
-    biases: Literal["all", "qkv", "none"] = "all"
+    biases: Literal["all", "attention", "qkv", "none"] = "all"
     normed_queries: bool = False  # normalise every query and key (Qwen3, Gemma 3)
     scale: float | None = None  # of the scores; None: 1/sqrt(d_head)
     embedding_scale: float = 1.0
     tied: bool = True  # the output matrix is the word embedding
-    logit_softcap: float | None = None  # c tanh(logits / c) (Gemma 2)
+    score_softcap: float | None = None  # c tanh(scores / c) (Gemma 2)
+    logit_softcap: float | None = None  # c tanh(logits / c)
     dropout: float = 0.1
+    attention_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "max_len")
-        if wrong := [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
-            raise ConfigError(f"GPTConfig: expected positive sizes, got {', '.join(wrong)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"GPTConfig: dropout must be in [0, 1), got {self.dropout}")
+        sizes = ("vocab_size", "d_model", "n_heads", "n_kv_heads", "d_head", "n_layers", "d_ff", "max_len")
+        positive = (*sizes, "scale", "embedding_scale", "score_softcap", "logit_softcap")
+        values = {name: getattr(self, name) for name in positive}
+        if wrong := [f"{name} {value}" for name, value in values.items() if value is not None and value <= 0]:
+            raise ConfigError(f"GPTConfig: expected positive numbers, got {', '.join(wrong)}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"GPTConfig: {name} must be in [0, 1), got {getattr(self, name)}")
         if not self.windows or any(window is not None and window < 1 for window in self.windows):
             raise ConfigError(f"GPTConfig: windows are numbers of keys from 1, or None, got {self.windows}")
         activation(self.activation)
@@ -119,11 +128,13 @@ class GPT(nn.Module):
         Texts of unequal length stand to the right: the first `starts[b]` tokens of row b are padding, and stay so
         while a `cache` remembers them. With a cache, `tokens` are those that follow what it holds.
         """
-        first = 0 if cache is None else cache.length
-        positions = torch.arange(first, first + tokens.shape[1], device=tokens.device).unsqueeze(0)
+        n = tokens.shape[1]
+        positions = (torch.arange(n, device=tokens.device) if cache is None else cache.places(n)).unsqueeze(0)
         if starts is not None:
             positions = (positions - starts.unsqueeze(1)).clamp(min=0)
-        x = self.words(tokens) * self.config.embedding_scale
+        x = self.words(tokens)
+        if self.config.embedding_scale != 1.0:  # as a number of the weights' dtype, in which Gemma rounds it
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)
         if self.positions is not None:
             x = x + self.positions(positions)
         x = self.dropout(x)
@@ -157,23 +168,27 @@ class GPTForCausalLM(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Return the scores of hidden states, for those positions one needs: generation wants the last alone."""
-        matrix = self.gpt.words.weight if self.head is None else self.head.weight
-        scores = nn.functional.linear(hidden, matrix)
+        scores = nn.functional.linear(hidden, self.gpt.words.weight) if self.head is None else self.head(hidden)
         cap = self.config.logit_softcap
         return scores if cap is None else cap * torch.tanh(scores / cap)
 
-    def new_cache(self, batch: int, max_len: int) -> KVCache:
-        """Return an empty cache for `batch` texts of up to `max_len` tokens, where and as the weights are."""
-        attention = self.gpt.blocks[0].attention
-        weight = self.gpt.words.weight
+    def new_cache(self, batch: int, max_len: int, kind: type[LayerCache] = LayerCache) -> KVCache:
+        """Return an empty cache for `batch` texts of up to `max_len` tokens, where and as the weights are.
+
+        Raises ShapeError for more tokens than there are learned positions.
+        """
+        config, weight = self.config, self.gpt.words.weight
+        if config.rotary is None and max_len > config.max_len:
+            raise ShapeError(f"{max_len} tokens, but this model has {config.max_len} learned positions: shorten the text")
         return KVCache(
-            n_layers=self.config.n_layers,
+            n_layers=config.n_layers,
             batch=batch,
-            n_kv_heads=attention.n_kv_heads,
+            n_kv_heads=config.n_kv_heads or config.n_heads,
             max_len=max_len,
-            d_head=attention.d_head,
+            d_head=config.d_head or config.d_model // config.n_heads,
             dtype=weight.dtype,
             device=weight.device,
+            kind=kind,
         )
 
 
@@ -203,8 +218,9 @@ def _block(config: GPTConfig, layer: int) -> Block:
         n_kv_heads=config.n_kv_heads,
         d_head=config.d_head,
         bias=config.biases != "none",
-        dropout=config.dropout,
+        dropout=config.attention_dropout,
         scale=config.scale,
+        softcap=config.score_softcap,
         order=_order(config, layer, d_head),
     )
     if config.biases == "qkv":  # Qwen2
