@@ -26,6 +26,8 @@ def equations(attention: MultiHeadAttention, known: Known, query: int) -> list[s
     scaled = (
         f"s_ij / √D,  √D = √{d_head} = {d_head**0.5:.4g}" if usual else f"{attention.scale:.4g} s_ij,  D = {d_head}"
     )
+    if attention.softcap is not None:
+        scaled = f"{attention.softcap:.4g} tanh({attention.scale:.4g} s_ij / {attention.softcap:.4g})"
     power = "z_ij + b_ij" if "bias" in known else "z_ij"
     return [
         f"x_j ∈ R^{seen.shape[-1]},  j = 0 … {len(seen) - 1}",

@@ -115,6 +115,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.n_layers))
         self.norm = _norm(config)()
         self.apply(_initialise)
+        for block in self.blocks:  # each adds on twice: keep the sum's size (Radford et al. 2019, section 2.3)
+            for projection in (block.attention.out_proj, block.feed_forward.down_proj):
+                nn.init.normal_(projection.weight, std=0.02 * (2 * config.n_layers) ** -0.5)
 
     def forward(
         self,
