@@ -221,7 +221,7 @@ class MultiHeadAttention(nn.Module):
             q = self.queries(x)
             k, v = self.keys_and_values(memory) if cache is None else cache.once(lambda: self.keys_and_values(memory))
         else:
-            q, (k, v) = self.queries(x), self.keys_and_values(x)
+            q, k, v = self.queries_keys_and_values(x)
             places = torch.arange(x.shape[1], device=x.device) if cache is None else cache.places(x.shape[1])
             if self.order is not None:
                 q, k = self.order.turn(q, k, places.unsqueeze(0) if positions is None else positions)
@@ -246,6 +246,10 @@ class MultiHeadAttention(nn.Module):
             for project in (self.k_proj, self.v_proj)
         )
         return k, v
+
+    def queries_keys_and_values(self, x: Float[Tensor, "batch time d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all three of one text: generation/packed.py makes them by one product."""
+        return self.queries(x), *self.keys_and_values(x)
 
     def _with_order_bias(self, mask: Mask, n_queries: int, n_keys: int, device: torch.device) -> Mask:
         """Return `mask` with the order's bias added."""
@@ -306,6 +310,6 @@ def _check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:
         if counts is not None and counts.device != q.device:
             raise ShapeError(f"Mask.{name} is on {counts.device}, q on {q.device}: move it with .to(q.device)")
     if mask.queries_at is not None and mask.queries_at.shape != q.shape[2:3]:
-        raise ShapeError(f"Mask.queries_at must be {q.shape[2]} places, one a query, got {tuple(mask.queries_at.shape)}")
+        raise ShapeError(f"Mask.queries_at is one place a query, {q.shape[2]}, got {tuple(mask.queries_at.shape)}")
     if mask.window is not None and min(mask.window) < 0:
         raise ShapeError(f"Mask.window counts keys to the left and right and cannot be negative, got {mask.window}")

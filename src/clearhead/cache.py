@@ -85,9 +85,9 @@ class LayerCache:
 
 
 class FixedLayerCache(LayerCache):
-    """The same where no shape may change: all rows are handed out, and `length` is a number on the device.
+    """The same where no shape may change: all rows are handed out, and the length, `at`, is a number on the device.
 
-    Rows beyond `length` are zeros or forgotten; attention looks away from them (`Mask.queries_at`). That the tokens fit
+    Rows beyond it are zeros or forgotten; attention looks away from them (`Mask.queries_at`). That the tokens fit
     is for the caller to know, since asking the device would wait for it. `keep` cannot change the number of texts:
     with fewer rows, those behind them stay as they are.
     """
