@@ -22,6 +22,7 @@ from clearhead.rotary import DynamicNTK, Linear, Llama3, Yarn
 SETTLED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0,),
     "rope_interleaved": (False,),
+    "use_mrope": (False,),
     "use_bidirectional_attention": (False,),
 }
 HARMLESS = frozenset(
@@ -126,15 +127,20 @@ def write_windows(config: GPTConfig) -> dict[str, Any]:
     return {"sliding_window": next((size for size in windows if size is not None), None), "layer_types": kinds}
 
 
-def plain(config: GPTConfig) -> GPTConfig:
-    """Return `config` with nothing left open, and without dropout, of which these families know only attention's."""
+def spelled_out(config: GPTConfig) -> GPTConfig:
+    """Return `config` with nothing left to its defaults."""
+    d_head = config.d_head or config.d_model // config.n_heads
+    windows = shortest(tuple(config.window(layer) for layer in range(config.n_layers)))
+    scale = d_head**-0.5 if config.scale is None else config.scale
+    n_kv_heads, rotary_local = config.n_kv_heads or config.n_heads, config.rotary_local or config.rotary
     return replace(
-        config,
-        n_kv_heads=config.n_kv_heads or config.n_heads,
-        d_head=config.d_head or config.d_model // config.n_heads,
-        windows=shortest(tuple(config.window(layer) for layer in range(config.n_layers))),
-        dropout=0.0,
+        config, n_kv_heads=n_kv_heads, d_head=d_head, windows=windows, scale=scale, rotary_local=rotary_local
     )
+
+
+def plain(config: GPTConfig) -> GPTConfig:
+    """Return `config` spelled out, and without dropout, of which decoders since Llama know only attention's."""
+    return replace(spelled_out(config), dropout=0.0)
 
 
 def shortest(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -81,6 +81,7 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
 }

@@ -12,7 +12,6 @@ from typing import Any
 from clearhead.checkpoints.decoders import (
     ROPE,
     WINDOWS,
-    plain,
     read_decoder,
     read_rotary,
     read_windows,
@@ -103,7 +102,7 @@ def read_gemma3(config: Json, architecture: str, names: Collection[str]) -> GPTC
 
 def write_gemma2(config: GPTConfig) -> dict[str, Any]:
     """Return `config` in Gemma 2's words."""
-    assert config.scale is not None  # as `plain_gemma` leaves it
+    assert config.scale is not None  # spelled out
     return {
         **write_decoder(config, (*GEMMA2_FIELDS, SCORES)),
         **write_windows(config),
@@ -114,16 +113,8 @@ def write_gemma2(config: GPTConfig) -> dict[str, Any]:
 
 def write_gemma3(config: GPTConfig) -> dict[str, Any]:
     """Return `config` in Gemma 3's words."""
-    local = config.rotary_local or config.rotary or RotaryConfig()
-    written = write_gemma2(config) | {LOCAL.theirs: local.base}
+    written = write_gemma2(config) | {LOCAL.theirs: (config.rotary_local or RotaryConfig()).base}
     return {key: value for key, value in written.items() if key != SCORES.theirs}
-
-
-def plain_gemma(config: GPTConfig) -> GPTConfig:
-    """Return `config` with nothing left open."""
-    config = plain(config)
-    assert config.d_head is not None
-    return replace(config, scale=config.scale or config.d_head**-0.5)
 
 
 GEMMA2 = replace(
@@ -133,7 +124,6 @@ GEMMA2 = replace(
     tables=tables(TRUNK),
     read_config=read_gemma2,
     write_config=write_gemma2,
-    plain=plain_gemma,
 )
 GEMMA3 = replace(
     GEMMA2,

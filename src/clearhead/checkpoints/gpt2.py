@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from clearhead.checkpoints.decoders import spelled_out
 from clearhead.checkpoints.family import ACTIVATIONS, Family, Field, Json, read_fields, write_fields
 from clearhead.checkpoints.mapping import TRANSPOSED, Alias, Ignored, Op, Rule, Table, stacked
 from clearhead.errors import CheckpointError
@@ -84,7 +85,7 @@ def read_config(config: Json, architecture: str, names: Collection[str]) -> GPTC
 
 def write_config(config: GPTConfig) -> dict[str, Any]:
     """Return `config` in GPT-2's words."""
-    others = {"n_inner": config.d_ff, "embd_pdrop": config.dropout, "scale_attn_weights": config.scale is None}
+    others = {"n_inner": config.d_ff, "embd_pdrop": config.dropout, "scale_attn_weights": config.scale != 1.0}
     return {**write_fields(config, FIELDS), **others}
 
 
@@ -94,4 +95,5 @@ GPT2 = Family(
     tables={GPT: TRUNK, GPTForCausalLM: TRUNK.under("transformer.", "gpt.") + WITHOUT_PREFIX + HEAD},
     read_config=read_config,
     write_config=write_config,
+    plain=spelled_out,
 )

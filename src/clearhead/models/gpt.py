@@ -115,9 +115,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.n_layers))
         self.norm = _norm(config)()
         self.apply(_initialise)
-        for block in self.blocks:  # each adds on twice: keep the sum's size (Radford et al. 2019, section 2.3)
-            for projection in (block.attention.out_proj, block.feed_forward.down_proj):
-                nn.init.normal_(projection.weight, std=0.02 * (2 * config.n_layers) ** -0.5)
+        for name, weight in self.blocks.named_parameters():  # what is added on, twice a layer, keeps the sum's size
+            if name.endswith(("out_proj.weight", "down_proj.weight")):  # (Radford et al. 2019, section 2.3)
+                nn.init.normal_(weight, std=0.02 * (2 * config.n_layers) ** -0.5)
 
     def forward(
         self,
@@ -182,7 +182,9 @@ class GPTForCausalLM(nn.Module):
         """
         config, weight = self.config, self.gpt.words.weight
         if config.rotary is None and max_len > config.max_len:
-            raise ShapeError(f"{max_len} tokens, but this model has {config.max_len} learned positions: shorten the text")
+            raise ShapeError(
+                f"{max_len} tokens, but this model has {config.max_len} learned positions: shorten the text"
+            )
         return KVCache(
             n_layers=config.n_layers,
             batch=batch,
