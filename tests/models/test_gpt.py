@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clearhead.attention import CAUSAL, attention_map
 from clearhead.errors import ConfigError, ShapeError
 from clearhead.models.gpt import GPT, SIZES, GPTConfig, GPTForCausalLM, RotaryConfig
 from clearhead.rotary import DynamicNTK, Linear, Llama3, Yarn
+from clearhead.seeing import watch
 
 TINY = GPTConfig(vocab_size=50, d_model=16, n_heads=4, n_layers=3, d_ff=24, max_len=40)
 ROTARY = replace(TINY, rotary=RotaryConfig(), norm="rms", feed_forward="gated", activation="silu", biases="none")
@@ -121,6 +123,19 @@ def test_softcaps_bound_scores_and_logits() -> None:
     model = build(CONFIGS["gemma2"])
     assert model.logits(1_000 * torch.randn(3, 16)).abs().max() <= 2.0
     assert model.gpt.blocks[0].attention.softcap == 1.5
+
+
+def test_watching_sees_scores_under_their_softcap() -> None:
+    model, (tokens, _) = build(CONFIGS["gemma2"]), texts(9)
+    attention, given = model.gpt.blocks[1].attention, []
+    attention.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    with torch.inference_mode(), watch(model) as seen:
+        model(tokens)
+        q, (k, _) = attention.queries(given[0]), attention.keys_and_values(given[0])
+        q, k = attention.order.turn(q, k, torch.arange(9)[None])
+        expected = attention_map(q, k, CAUSAL, scale=0.4, softcap=1.5)
+    for head in range(4):
+        torch.testing.assert_close(seen.map(1, head), expected[0, head], atol=1e-6, rtol=1e-6)
 
 
 def test_the_embedding_scale_is_rounded_to_the_weights_dtype() -> None:
