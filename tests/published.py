@@ -11,9 +11,9 @@ from torch import Tensor
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-FAMILIES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
+ENCODERS = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert"}
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
-ARCHITECTURES = [name + head for name in FAMILIES.values() for head in HEADS]
+ARCHITECTURES = [name + head for name in ENCODERS.values() for head in HEADS]
 LABELS = ("negative", "neutral", "positive")
 
 SIZES = {
@@ -36,7 +36,7 @@ DISTIL_SIZES = {
 
 def make(architecture: str, **settings: Any) -> Any:
     """Return transformers' model of that name, every parameter random: fresh norms and biases would hide mistakes."""
-    family = max((name for name in FAMILIES.values() if architecture.startswith(name)), key=len)
+    family = max((name for name in ENCODERS.values() if architecture.startswith(name)), key=len)
     sizes = DISTIL_SIZES if family == "DistilBert" else SIZES
     labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     config = getattr(transformers, f"{family}Config")(**{**sizes, **labels, **settings})
@@ -82,3 +82,65 @@ def edit(folder: Path, **keys: Any) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text()) | keys
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+# ---------------------------------------------------------------- decoders
+
+LLAMA_SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 37,
+    "max_position_embeddings": 64,
+}
+GEMMA_SIZES = {**LLAMA_SIZES, "head_dim": 12, "sliding_window": 5, "query_pre_attn_scalar": 24}
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {  # architecture: its config class, and sizes
+    "GPT2LMHeadModel": ("GPT2Config", {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
+    "LlamaForCausalLM": ("LlamaConfig", LLAMA_SIZES),
+    "MistralForCausalLM": ("MistralConfig", {**LLAMA_SIZES, "sliding_window": 5}),
+    "Qwen2ForCausalLM": ("Qwen2Config", LLAMA_SIZES),
+    "Qwen3ForCausalLM": ("Qwen3Config", {**LLAMA_SIZES, "head_dim": 12}),
+    "Gemma2ForCausalLM": ("Gemma2Config", {**GEMMA_SIZES, "attn_logit_softcapping": 2.0}),
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", {**GEMMA_SIZES, "sliding_window_pattern": 3}),
+}
+TRUNKS = {
+    "GPT2Model": "GPT2LMHeadModel",
+    "Gemma3TextModel": "Gemma3ForCausalLM",
+    **{f"{name}Model": f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2")},
+}
+
+
+def make_decoder(architecture: str, **settings: Any) -> Any:
+    """Return transformers' decoder of that name, every parameter random."""
+    config_class, sizes = DECODERS[TRUNKS.get(architecture, architecture)]
+    model = getattr(transformers, architecture)(getattr(transformers, config_class)(**{**sizes, **settings})).eval()
+    around = 0.0 if "Gemma" in architecture else 1.0  # Gemma stores norms less one
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
+            parameter.normal_(mean=around if is_norm else 0.0, std=0.2)
+    return model
+
+
+def padded(*lengths: int) -> tuple[Tensor, Tensor]:
+    """Return texts of these lengths that end together, padded on the left, and where each starts."""
+    starts = torch.tensor([max(lengths) - length for length in lengths])
+    tokens = torch.randint(3, 61, (len(lengths), max(lengths)))
+    return tokens.masked_fill(torch.arange(max(lengths)) < starts[:, None], 0), starts
+
+
+def continuations(theirs: Any, tokens: Tensor, starts: Tensor) -> Tensor:
+    """Return transformers' numbers for texts padded on the left: hidden states or logits."""
+    mask = (torch.arange(tokens.shape[1]) >= starts[:, None]).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return theirs(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+
+
+def reopen_decoder(folder: Path, architecture: str) -> Any:
+    """Open a folder with transformers, which must find every tensor and no other."""
+    model, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()

@@ -11,7 +11,8 @@ from torch import Tensor
 from clearhead.attention import CAUSAL, EVERYWHERE, Mask, MultiHeadAttention, attend, attention_map
 from clearhead.cache import KVCache
 from clearhead.errors import ConfigError
-from clearhead.positions import ALiBi, RelativeBias, Rotary
+from clearhead.positions import ALiBi, RelativeBias
+from clearhead.rotary import Rotary
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
@@ -45,6 +46,7 @@ def may_look(mask: Mask, b: int, h: int, i: int, j: int, n_queries: int, n_keys:
     return not (
         (mask.causal and ahead > 0)
         or (mask.window is not None and not -mask.window[0] <= ahead <= mask.window[1])
+        or (mask.key_starts is not None and j < int(mask.key_starts[b]))
         or (mask.key_lengths is not None and j >= int(mask.key_lengths[b]))
         or (mask.allowed is not None and not bool(pick(mask.allowed, b, h, i, j)))
     )
@@ -66,6 +68,7 @@ def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> tuple[Tensor, Ten
     mask = Mask(
         causal=draw(st.booleans()),
         window=draw(st.none() | st.tuples(st.integers(0, 3), st.integers(0, 3))),
+        key_starts=draw(st.none() | rows),
         key_lengths=draw(st.none() | rows),
         allowed=torch.rand(shape) > 0.4 if draw(st.booleans()) else None,
         bias=torch.randn(shape, dtype=dtype) if draw(st.booleans()) else None,
@@ -86,15 +89,31 @@ def test_attend_is_the_attention_map_times_v(case: tuple[Tensor, Tensor, Tensor,
     torch.testing.assert_close(ours, ours_map @ spread_v, atol=2 * tolerance, rtol=2 * tolerance)
 
 
-@given(cases(dtypes=(torch.float32, torch.float64)))
-def test_gradients_of_attend_are_those_of_the_formula(case: tuple[Tensor, Tensor, Tensor, Mask, float]) -> None:
+@given(cases(dtypes=(torch.float32, torch.float64)), st.sampled_from([0.3, 1.0, 50.0]))
+def test_a_softcap_bends_scores_and_nothing_else(case: tuple[Tensor, Tensor, Tensor, Mask, float], cap: float) -> None:
+    q, k, v, mask, scale = case
+    group = q.shape[1] // k.shape[1]
+    scores = cap * torch.tanh(scale * q @ k.repeat_interleave(group, 1).transpose(-2, -1) / cap)
+    expected = attention_map(torch.zeros_like(q), k, mask.with_bias(scores))
+    ours = attention_map(q, k, mask, scale=scale, softcap=cap)
+    tolerance = TOLERANCE[q.dtype]
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=tolerance)
+    spread_v, output = v.repeat_interleave(group, 1), attend(q, k, v, mask, scale=scale, softcap=cap)
+    torch.testing.assert_close(output, ours @ spread_v, atol=2 * tolerance, rtol=2 * tolerance)
+
+
+@given(cases(dtypes=(torch.float32, torch.float64)), st.sampled_from([None, 0.7]))
+def test_gradients_of_attend_are_those_of_the_formula(
+    case: tuple[Tensor, Tensor, Tensor, Mask, float], cap: float | None
+) -> None:
     q, k, v, mask, scale = case
     for t in (q, k, v):
         t.requires_grad_()
     spread_v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
     direction = torch.randn(q.shape[:3] + v.shape[3:], dtype=q.dtype)
-    fused = torch.autograd.grad((attend(q, k, v, mask, scale=scale) * direction).sum(), (q, k, v))
-    formula = torch.autograd.grad((attention_map(q, k, mask, scale=scale) @ spread_v * direction).sum(), (q, k, v))
+    fused = torch.autograd.grad((attend(q, k, v, mask, scale=scale, softcap=cap) * direction).sum(), (q, k, v))
+    weights = attention_map(q, k, mask, scale=scale, softcap=cap)
+    formula = torch.autograd.grad((weights @ spread_v * direction).sum(), (q, k, v))
     for one, other in zip(fused, formula, strict=True):
         assert one.isfinite().all()
         torch.testing.assert_close(one, other, atol=20 * TOLERANCE[q.dtype], rtol=20 * TOLERANCE[q.dtype])

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 import clearhead
 from clearhead.attention import CAUSAL, Mask, MultiHeadAttention, attention_map
+from clearhead.block import RMSNorm
 from clearhead.derivation import Derivation, derive, find_word, steps
 from clearhead.errors import ClearheadError, ConfigError, InputError, ShapeError
-from clearhead.positions import ALiBi, Order, RelativeBias, Rotary
+from clearhead.positions import ALiBi, Order, RelativeBias
+from clearhead.rotary import NormedQueriesAndKeys, Rotary, Yarn
 
 THREAD = "[CLS] attention is not too sha ##bby [SEP]".split()
 
@@ -53,7 +55,9 @@ def cases(draw: st.DrawFn) -> Case:
     )
     n_heads, n_words = groups * n_kv_heads, draw(st.integers(1, 9))
     memory = torch.randn(draw(st.integers(1, 9)), 12) if draw(st.booleans()) else None
-    orders: list[Order | None] = [None, Rotary(d_head), RelativeBias(n_heads), ALiBi(n_heads)]
+    far = Rotary(d_head, stretch=Yarn(factor=4.0, trained_len=4))
+    normed = NormedQueriesAndKeys(RMSNorm(d_head), RMSNorm(d_head), far)
+    orders: list[Order | None] = [None, Rotary(d_head), normed, RelativeBias(n_heads), ALiBi(n_heads)]
     attention = layer(
         12,
         n_heads,
@@ -62,6 +66,7 @@ def cases(draw: st.DrawFn) -> Case:
         bias=draw(st.booleans()),
         dropout=0.3,
         scale=draw(st.sampled_from([None, 1.0, 0.1])),
+        softcap=draw(st.sampled_from([None, 0.5])),
         order=None if memory is not None else draw(st.sampled_from(orders)),
     )
     n_keys = n_words if memory is None else len(memory)
@@ -295,6 +300,7 @@ def test_equations_show_turns_biases_and_other_scales() -> None:
     assert "q_i = R_i(W_Q x_i + b_Q)" in rotary.steps[3].equation
     assert "exp(z_ij + b_ij)" in alibi.steps[5].equation
     assert unscaled.steps[4].equation == "z_ij = 1 s_ij, D = 4"
+    assert thread(softcap=50.0)[2].steps[4].equation == "z_ij = 50 tanh(0.5 s_ij / 50)"
 
 
 def test_sentences_name_the_largest_weight() -> None:

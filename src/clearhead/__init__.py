@@ -42,7 +42,8 @@ if TYPE_CHECKING:
         BertForTokenClassification,
     )
     from clearhead.packed import pack
-    from clearhead.positions import ALiBi, LearnedPositions, Order, RelativeBias, Rotary, SinusoidalPositions
+    from clearhead.positions import ALiBi, LearnedPositions, Order, RelativeBias, SinusoidalPositions
+    from clearhead.rotary import Rotary
     from clearhead.seeing import Recording, watch
     from clearhead.training.run import run_recipe
 
@@ -74,7 +75,8 @@ _HOME = {
         "BertForTokenClassification",
     ),
     "clearhead.packed": ("pack",),
-    "clearhead.positions": ("ALiBi", "LearnedPositions", "Order", "RelativeBias", "Rotary", "SinusoidalPositions"),
+    "clearhead.positions": ("ALiBi", "LearnedPositions", "Order", "RelativeBias", "SinusoidalPositions"),
+    "clearhead.rotary": ("Rotary",),
     "clearhead.seeing": ("Recording", "watch"),
     "clearhead.training.run": ("run_recipe",),
 }

@@ -40,14 +40,18 @@ class Mask:
     causal:      a query sees its own position and what came before, never what comes after.
     window:      (left, right): besides its own position, how many keys to each side a query sees. Mistral's
                  sliding window of W is `Mask(causal=True, window=(W - 1, 0))`.
+    key_starts:  the first `key_starts[b]` keys of text b are padding (texts aligned to the right, to be continued).
     key_lengths: only the first `key_lengths[b]` keys of text b exist, the rest is padding.
+    queries_at:  where the queries stand among the keys, if not at their end (a cache of fixed shape).
     allowed:     any other rule, True = may look.
     bias:        added to the scaled scores, e.g. -inf where one may not look, or a relative position bias.
     """
 
     causal: bool = False
     window: tuple[int, int] | None = None
+    key_starts: Int[Tensor, " batch"] | None = None
     key_lengths: Int[Tensor, " batch"] | None = None
+    queries_at: Int[Tensor, " query"] | None = None
     allowed: Bool[Tensor, "#batch #heads #query #key"] | None = None
     bias: Float[Tensor, "#batch #heads #query #key"] | None = None
 
@@ -60,11 +64,21 @@ class Mask:
         if self.causal or self.window is not None:
             left, right = self.window if self.window is not None else (n_keys, n_keys)
             right = 0 if self.causal else right
-            ahead = keys - torch.arange(n_keys - n_queries, n_keys, device=device).unsqueeze(-1)  # query key
+            ahead = keys - self.places(n_queries, n_keys, device).unsqueeze(-1)  # query key
             rules.append(((-left <= ahead) & (ahead <= right))[None, None])
+        if self.key_starts is not None:
+            rules.append(keys >= self.key_starts[:, None, None, None])
         if self.key_lengths is not None:
             rules.append(keys < self.key_lengths[:, None, None, None])
         return reduce(torch.logical_and, rules) if rules else None
+
+    def places(self, n_queries: int, n_keys: int, device: torch.device) -> Int[Tensor, " query"]:
+        """Return where the queries stand among the keys: at their end, unless said otherwise."""
+        return torch.arange(n_keys - n_queries, n_keys, device=device) if self.queries_at is None else self.queries_at
+
+    def with_bias(self, bias: Float[Tensor, "#batch #heads #query #key"]) -> "Mask":
+        """Return the same mask with `bias` added to the scores too."""
+        return replace(self, bias=bias if self.bias is None else self.bias + bias)
 
 
 EVERYWHERE = Mask()
@@ -78,6 +92,7 @@ def attend(
     mask: Mask = EVERYWHERE,
     *,
     scale: float | None = None,
+    softcap: float | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads query d_value"]:
     """Return `softmax(scale * q @ k^T + bias) @ v` by one fused call, in memory that grows with time, not time^2.
@@ -88,12 +103,17 @@ def attend(
     queries, Ainslie et al. 2023). `scale` is 1/sqrt(d_head) unless given. `dropout` is the probability with which
     a weight is dropped. A query that may look nowhere gets zeros, and so does its gradient.
 
+    With a `softcap` c, scores s become `c tanh(s / c)` before the bias (Gemma 2): these are computed by the formula,
+    time^2 numbers a head, and handed to the fused call as a bias.
+
     Raises ShapeError when shapes, dtypes or devices do not fit: torch's CPU kernel, for one, accepts keys and
     values of different lengths and returns finite numbers.
     """
     _check(q, k, v, mask)
+    if softcap is not None:
+        mask, q = mask.with_bias(_capped_scores(q, k, scale, softcap)), torch.zeros_like(q)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    others = (mask.window, mask.key_lengths, mask.allowed, mask.bias)
+    others = (mask.window, mask.key_starts, mask.key_lengths, mask.queries_at, mask.allowed, mask.bias)
     just_causal = mask.causal and all(rule is None for rule in others)
     is_causal = just_causal and n_queries == n_keys > 1  # torch aligns is_causal to the *first* key: square only
     allowed = None if is_causal or (just_causal and n_queries == 1) else mask.dense(n_queries, n_keys, q.device)
@@ -119,6 +139,7 @@ def attention_map(
     mask: Mask = EVERYWHERE,
     *,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
     """Return the weights themselves, `softmax(scale * q @ k^T + bias)`, by the formula: time^2 numbers a head.
 
@@ -127,9 +148,7 @@ def attention_map(
     """
     _check(q, k, None, mask)
     exact = torch.promote_types(q.dtype, torch.float32)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = scale * q.to(exact) @ k.to(exact).transpose(-2, -1)
+    scores = _capped_scores(q.to(exact), k.to(exact), scale, softcap)
     if mask.bias is not None:
         scores = scores + mask.bias.to(exact)
     allowed = mask.dense(q.shape[-2], k.shape[-2], q.device)
@@ -137,6 +156,13 @@ def attention_map(
         scores = scores.masked_fill(~allowed, -math.inf)
     blind = (scores == -math.inf).all(-1, keepdim=True)  # softmax of nothing is 0/0
     return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0).to(q.dtype)
+
+
+def _capped_scores(q: Tensor, k: Tensor, scale: float | None, softcap: float | None) -> Tensor:
+    """Return `scale * q @ k^T` of every pair, bent to stay within the softcap if there is one."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = scale * q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-2, -1)
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
 class MultiHeadAttention(nn.Module):
@@ -156,6 +182,7 @@ class MultiHeadAttention(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         scale: float | None = None,
+        softcap: float | None = None,
         order: Order | None = None,
     ) -> None:
         super().__init__()
@@ -166,7 +193,8 @@ class MultiHeadAttention(nn.Module):
             raise ConfigError(f"{n_heads} query heads cannot share {n_kv_heads} key/value heads evenly")
         d_head = d_model // n_heads if d_head is None else d_head
         self.n_heads, self.n_kv_heads, self.d_head = n_heads, n_kv_heads, d_head
-        self.scale, self.dropout, self.order = d_head**-0.5 if scale is None else scale, dropout, order
+        self.scale, self.softcap = d_head**-0.5 if scale is None else scale, softcap
+        self.dropout, self.order = dropout, order
         self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=bias)
         self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
         self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
@@ -184,42 +212,52 @@ class MultiHeadAttention(nn.Module):
         """Return what each position of `x` takes from `memory`, or from `x` where no memory is given.
 
         `positions` are those of `x`, counted on from the cache where not given. With a `cache`, keys and values
-        of earlier calls are looked at too, and this call's are remembered.
+        of earlier calls are looked at too, and this call's are remembered; those of a `memory` are computed in the
+        first call alone.
         """
-        source = x if memory is None else memory
-        q = rearrange(self.q_proj(x), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_heads)
-        k = rearrange(
-            self.k_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads
-        )
-        v = rearrange(
-            self.v_proj(source), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads
-        )
-        if self.order is not None:
-            if memory is not None:
+        if memory is not None:
+            if self.order is not None:
                 raise ConfigError("order relates positions of one text: build cross-attention with order=None")
-            q, k = self._turn(q, k, positions, start=0 if cache is None else cache.length)
-        if cache is not None:
-            k, v = cache.append(k, v)
-        mask = self._with_order_bias(mask, q.shape[-2], k.shape[-2], x.device)
-        heads = attend(q, k, v, mask, scale=self.scale, dropout=self.dropout if self.training else 0.0)
+            q = self.queries(x)
+            k, v = self.keys_and_values(memory) if cache is None else cache.once(lambda: self.keys_and_values(memory))
+        else:
+            q, k, v = self.queries_keys_and_values(x)
+            places = torch.arange(x.shape[1], device=x.device) if cache is None else cache.places(x.shape[1])
+            if self.order is not None:
+                q, k = self.order.turn(q, k, places.unsqueeze(0) if positions is None else positions)
+            if cache is not None:
+                k, v = cache.append(k, v)
+                mask = mask if cache.grows else replace(mask, queries_at=places)
+            mask = self._with_order_bias(mask, q.shape[-2], k.shape[-2], x.device)
+        dropout = self.dropout if self.training else 0.0
+        heads = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap, dropout=dropout)
         return self.out_proj(rearrange(heads, "batch heads time d_head -> batch time (heads d_head)"))
 
-    def _turn(self, q: Tensor, k: Tensor, positions: Tensor | None, *, start: int) -> tuple[Tensor, Tensor]:
-        assert self.order is not None
-        if positions is None:
-            positions = torch.arange(start, start + q.shape[-2], device=q.device).unsqueeze(0)
-        return self.order.turn(q, positions), self.order.turn(k, positions)
+    def queries(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch heads time d_head"]:
+        """Return what each position of `x` looks for, one vector a head."""
+        return rearrange(self.q_proj(x), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_heads)
+
+    def keys_and_values(
+        self, x: Float[Tensor, "batch time d_model"]
+    ) -> tuple[Float[Tensor, "batch kv_heads time d_head"], Float[Tensor, "batch kv_heads time d_head"]]:
+        """Return what each position of `x` is found by, and what it has to give."""
+        k, v = (
+            rearrange(project(x), "batch time (heads d_head) -> batch heads time d_head", heads=self.n_kv_heads)
+            for project in (self.k_proj, self.v_proj)
+        )
+        return k, v
+
+    def queries_keys_and_values(self, x: Float[Tensor, "batch time d_model"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all three of one text: generation/packed.py makes them by one product."""
+        return self.queries(x), *self.keys_and_values(x)
 
     def _with_order_bias(self, mask: Mask, n_queries: int, n_keys: int, device: torch.device) -> Mask:
-        """Return `mask` with the order's bias added; distances are counted from the end, as everywhere."""
+        """Return `mask` with the order's bias added."""
         if self.order is None:
             return mask
-        keys = torch.arange(n_keys, device=device)
-        bias = self.order.bias(keys[n_keys - n_queries :], keys)
-        if bias is None:
-            return mask
-        bias = bias.unsqueeze(0)  # one for every text
-        return replace(mask, bias=bias if mask.bias is None else bias + mask.bias)
+        places = mask.places(n_queries, n_keys, device)
+        bias = self.order.bias(places, torch.arange(n_keys, device=device))
+        return mask if bias is None else mask.with_bias(bias.unsqueeze(0))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
@@ -263,13 +301,15 @@ def _check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:
             )
         if rule.device != q.device:
             raise ShapeError(f"Mask.{name} is on {rule.device}, q on {q.device}: move it with .to(q.device)")
-    lengths = mask.key_lengths
-    if lengths is not None and (lengths.shape != q.shape[:1] or lengths.is_floating_point()):
-        raise ShapeError(
-            f"Mask.key_lengths must be {q.shape[0]} whole numbers, one a text, "
-            f"got {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    if lengths is not None and lengths.device != q.device:
-        raise ShapeError(f"Mask.key_lengths is on {lengths.device}, q on {q.device}: move it with .to(q.device)")
+    for name, counts in (("key_starts", mask.key_starts), ("key_lengths", mask.key_lengths)):
+        if counts is not None and (counts.shape != q.shape[:1] or counts.is_floating_point()):
+            raise ShapeError(
+                f"Mask.{name} must be {q.shape[0]} whole numbers, one a text, "
+                f"got {counts.dtype} of shape {tuple(counts.shape)}"
+            )
+        if counts is not None and counts.device != q.device:
+            raise ShapeError(f"Mask.{name} is on {counts.device}, q on {q.device}: move it with .to(q.device)")
+    if mask.queries_at is not None and mask.queries_at.shape != q.shape[2:3]:
+        raise ShapeError(f"Mask.queries_at is one place a query, {q.shape[2]}, got {tuple(mask.queries_at.shape)}")
     if mask.window is not None and min(mask.window) < 0:
         raise ShapeError(f"Mask.window counts keys to the left and right and cannot be negative, got {mask.window}")

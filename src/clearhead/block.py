@@ -8,6 +8,7 @@ Next: `models/bert.py`, the first model.
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -26,7 +27,18 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "relu": F.relu, "silu": F.silu}
+def relu_squared(x: Tensor) -> Tensor:
+    """The square of relu (So et al. 2021, Primer, section 3)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+    "relu_squared": relu_squared,
+    "silu": F.silu,
+}
 
 
 def activation(name: str) -> Activation:
@@ -39,6 +51,20 @@ def activation(name: str) -> Activation:
 def pre_norm(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
     """`x + sublayer(norm(x))`: the residual path is never normalised (GPT-2, ViT, Llama; Xiong et al. 2020)."""
     return x + sublayer(norm(x))
+
+
+class Around(nn.Module):
+    """What stands on both sides of a sublayer, for `around`: two norms (Gemma 2), or a norm and a LayerScale."""
+
+    def __init__(self, before: nn.Module, after: nn.Module) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+
+def around(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
+    """`x + after(sublayer(before(x)))`, where `norm` is an `Around`."""
+    assert isinstance(norm, Around)
+    return x + norm.after(sublayer(norm.before(x)))
 
 
 def post_norm(x: Tensor, norm: nn.Module, sublayer: Sublayer) -> Tensor:
@@ -58,6 +84,67 @@ class FeedForward(nn.Module):
     def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
         """Return `down(activation(up(x)))`."""
         return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """A second projection says how much of each channel passes: SwiGLU with silu, GEGLU with gelu (Shazeer 2020)."""
+
+    def __init__(self, d_model: int, d_ff: int, activation: Activation = F.silu, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.activation = activation
+
+    def forward(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch time d_model"]:
+        """Return `down(activation(gate(x)) * up(x))`."""
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, multiply by a weight (Zhang & Sennrich 2019). In float32, as Llama does it.
+
+    `offset` 1 is Gemma's way: its weights are stored as the difference from one.
+    """
+
+    def __init__(self, d: int, *, eps: float = 1e-6, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((d,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """Return `weight * x / rms(x)` in x's dtype."""
+        normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        if self.offset:
+            return (normed * (self.offset + self.weight.float())).to(x.dtype)
+        return self.weight * normed.to(x.dtype)
+
+
+class LayerScale(nn.Module):
+    """Multiply what a sublayer adds by one small trained number a channel (Touvron et al. 2021, CaiT)."""
+
+    def __init__(self, d_model: int, initial: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((d_model,), initial))
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Return `weight * x`."""
+        return self.weight * x
+
+
+class StochasticDepth(nn.Module):
+    """Drop, in training, everything a sublayer adds to some of the texts of a batch (Huang et al. 2016)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
+        """Return `x` with whole rows zeroed and the others scaled up, or `x` itself when not training."""
+        if not self.training or self.probability == 0:
+            return x
+        kept = torch.rand(x.shape[:1], device=x.device) >= self.probability
+        return x * (kept / (1 - self.probability)).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
 class Block(nn.Module):
@@ -103,7 +190,7 @@ class Block(nn.Module):
 
         def look_up(x: Tensor) -> Tensor:
             assert self.cross_attention is not None
-            return self.dropout(self.cross_attention(x, memory, mask=memory_mask))
+            return self.dropout(self.cross_attention(x, memory, mask=memory_mask, cache=cache))
 
         def think(x: Tensor) -> Tensor:
             return self.dropout(self.feed_forward(x))

@@ -3,10 +3,10 @@
 Two places exist to tell it who stands where, and every scheme here is one object for one of them:
 
 - added to the embeddings before the first layer: `LearnedPositions` (BERT, GPT-2), `SinusoidalPositions` (2017);
-- inside every attention layer, as an `Order`: it may turn queries and keys (`Rotary`), or add to the scores
-  (`RelativeBias` of T5, `ALiBi`). Multi-head attention calls both methods and knows neither scheme by name.
+- inside every attention layer, as an `Order`: it may turn queries and keys (`Rotary`, in rotary.py), or add to the
+  scores (`RelativeBias` of T5, `ALiBi`). Multi-head attention calls both methods and knows neither scheme by name.
 
-Next: `attention.py` uses an `Order`, `block.py` stacks it.
+Next: `rotary.py`; `attention.py` uses an `Order`, `block.py` stacks it.
 """
 
 import math
@@ -50,53 +50,32 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, positions: Int[Tensor, "*batch time"]) -> Float[Tensor, "*batch time d_model"]:
         """Return `[sin(p w_0), cos(p w_0), sin(p w_1), ...]` with `w_i = base^(-2i/d_model)`, in float32."""
-        angles = _angles(positions, self.d_model, self.base)
+        angles = positions.float().unsqueeze(-1) * frequencies(self.d_model, self.base, positions.device)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
-def _angles(positions: Tensor, d: int, base: float) -> Tensor:
-    """positions x frequencies, in float32: half precision cannot tell position 4097 from 4096."""
-    steps = torch.arange(0, d, 2, device=positions.device, dtype=torch.float32)
-    return positions.float().unsqueeze(-1) * torch.exp(steps * (-math.log(base) / d))
+def frequencies(d: int, base: float, device: torch.device | None = None) -> Float[Tensor, " pairs"]:
+    """Return `base^(-2i/d)` for i = 0 .. d/2 - 1, radians a position, in float32."""
+    return 1.0 / base ** (torch.arange(0, d, 2, device=device, dtype=torch.float32) / d)
 
 
 class Order(nn.Module):
     """The seam by which order enters an attention layer. The base class does nothing, which is also a choice."""
 
     def turn(
-        self, x: Float[Tensor, "batch heads time d_head"], positions: Int[Tensor, "#batch time"]
-    ) -> Float[Tensor, "batch heads time d_head"]:
-        """Return queries or keys as position-dependent vectors."""
-        return x
+        self,
+        q: Float[Tensor, "batch heads time d_head"],
+        k: Float[Tensor, "batch kv_heads time d_head"],
+        positions: Int[Tensor, "#batch time"],
+    ) -> tuple[Float[Tensor, "batch heads time d_head"], Float[Tensor, "batch kv_heads time d_head"]]:
+        """Return queries and keys as they are to be compared at `positions`."""
+        return q, k
 
     def bias(
         self, query_positions: Int[Tensor, " query"], key_positions: Int[Tensor, " key"]
     ) -> Float[Tensor, "heads query key"] | None:
         """Return what is added to the scaled scores, or None."""
         return None
-
-
-class Rotary(Order):
-    """Turn each pair of channels by an angle proportional to the position (Su et al. 2021, RoFormer, section 3.4).
-
-    The inner product of a turned query and a turned key then depends on their distance alone. Channels are paired
-    `(i, i + d/2)`, as GPT-NeoX and Llama checkpoints store them, not `(2i, 2i + 1)` as in the paper's figure.
-    """
-
-    def __init__(self, d_head: int, *, base: float = 10_000.0) -> None:
-        super().__init__()
-        if d_head % 2:
-            raise ConfigError(f"d_head must be even to turn pairs of channels, got {d_head}")
-        self.d_head, self.base = d_head, base
-
-    def turn(
-        self, x: Float[Tensor, "batch heads time d_head"], positions: Int[Tensor, "#batch time"]
-    ) -> Float[Tensor, "batch heads time d_head"]:
-        """Return `x` turned by `positions`; lengths of vectors do not change."""
-        angles = _angles(positions, self.d_head, self.base).unsqueeze(-3)  # batch 1 time d/2
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        left, right = x.chunk(2, dim=-1)
-        return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
 class RelativeBias(Order):

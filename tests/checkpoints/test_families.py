@@ -18,7 +18,7 @@ from clearhead.models.bert import (
     BertForSequenceClassification,
     BertForTokenClassification,
 )
-from published import ARCHITECTURES, LABELS, answers, edit, make, publish, ragged, reopen
+from published import ARCHITECTURES, ENCODERS, LABELS, answers, edit, make, publish, ragged, reopen
 
 TINY = BertConfig(vocab_size=61, d_model=32, n_heads=4, n_layers=2, d_ff=37, max_len=40, labels=LABELS)
 
@@ -45,7 +45,7 @@ HEADS = (Bert, BertForMaskedLM, BertForSequenceClassification, BertForTokenClass
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ENCODERS)
 def test_what_is_built_by_hand_opens_in_transformers_and_here(family: str, head: type, tmp_path: Path) -> None:
     pooled = head is BertForSequenceClassification or (head is Bert and family != "distilbert")
     config = replace(TINY, pooler=FAMILIES[family].pooler if pooled else None)
@@ -143,7 +143,7 @@ def test_an_output_matrix_that_is_not_the_embedding_is_refused(tmp_path: Path) -
         ("embedding_size", 16, "unknown key 'embedding_size' (16)"),
         ("auto_map", {"AutoModel": "code.Model"}, "unknown key 'auto_map'"),
         ("model_type", "brt", "no family here for model_type 'brt'; did you mean 'bert'?"),
-        ("model_type", "llama", "no family here for model_type 'llama'"),
+        ("model_type", "rwkv", "no family here for model_type 'rwkv'"),
         ("architectures", ["BertForQuestionAnswering"], "expected one of BertModel, BertForMaskedLM"),
         ("architectures", [], "architectures [], expected one of"),
         ("vocab_size", 62, "has shape (61, 32), expected (62, 32)"),

@@ -13,21 +13,27 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clearhead.checkpoints.bert import BERT
 from clearhead.checkpoints.distilbert import DISTILBERT
 from clearhead.checkpoints.family import Family, read_config, write_config
 from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, read_json, replacing
+from clearhead.checkpoints.gemma import GEMMA2, GEMMA3
+from clearhead.checkpoints.gpt2 import GPT2
+from clearhead.checkpoints.llama import LLAMA, MISTRAL
 from clearhead.checkpoints.mapping import read_tensors, write_tensors
+from clearhead.checkpoints.qwen import QWEN2, QWEN3
 from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
 from clearhead.errors import CheckpointError, ConfigError, nearest
-from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassification
+from clearhead.models.bert import Bert, BertForSequenceClassification
 
 __all__ = ["FAMILIES", "Origin", "find", "load", "origin", "save", "with_head"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)}
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
+DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
+FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (*ENCODERS, *DECODERS)}
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,16 @@ def load(
     family, architecture = _family_of(published, folder)
     weights = Weights(folder)
     config = read_config(family, published, architecture, weights.shapes, where=folder / CONFIG)
-    if config.n_layers > (came := len(weights.shapes)):  # before a billion layers are built
-        raise CheckpointError(f"{folder / CONFIG}: {config.n_layers} layers, but there are only {came} tensors")
+    n_layers = family.n_layers(config)
+    if sum(n_layers) > (came := len(weights.shapes)):  # before a billion layers are built
+        raise CheckpointError(f"{folder / CONFIG}: {sum(n_layers)} layers, but there are only {came} tensors")
     head = family.architectures[architecture]
     try:
         with torch.device("meta"), ShapesOnly():
             model = head(config)
     except (ConfigError, RuntimeError) as error:  # no labels; more numbers than can be counted
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    pairs = read_tensors(family.tables[head], weights, model.state_dict(), config.n_layers)
+    pairs = read_tensors(family.table(head, config), weights, model.state_dict(), n_layers)
     state = {ours: tensor.to(device=device, dtype=dtype) for ours, tensor in pairs}
     model.load_state_dict(state, assign=True)
     _trunk(model).__dict__["origin"] = Origin(family.model_type, published)
@@ -84,26 +91,15 @@ def save(
 ) -> None:
     """Write `model` as a folder that `load` and `transformers` open: the whole folder or, on any error, nothing.
 
-    What was loaded is saved in its own family with its config's keys kept; a model built by hand as a BERT, or as
-    the `family` given. `dtype` None keeps the model's. Raises CheckpointError when that family cannot say the model.
+    What was loaded is saved in its own family with its config's keys kept; a model built by hand in the `family`
+    given, or else in the first one that has words for it. `dtype` None keeps the model's. Raises CheckpointError when
+    the family cannot describe the model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    came_from = origin(model)
-    chosen = FAMILIES.get(family or (came_from.family if came_from else BERT.model_type))
-    if chosen is None:
-        raise CheckpointError(f"unknown family {family!r}{nearest(str(family), list(FAMILIES))}")
-    head = type(model)
-    if head not in chosen.tables:
-        known = ", ".join(sorted(known.__name__ for known in chosen.tables))
-        raise CheckpointError(f"a {chosen.model_type} checkpoint holds one of {known}, got {head.__name__}")
-    config = model.config
-    assert isinstance(config, BertConfig)
     ours = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    theirs = write_tensors(chosen.tables[head], ours, config.n_layers)
-    kept = came_from.config if came_from and came_from.family == chosen.model_type else {}
-    published = write_config(chosen, head, config, kept=kept, tensors=theirs)
+    theirs, published = _in_some_words(model, ours, family)
     try:
         with replacing(Path(folder)) as partial:
             (partial / CONFIG).write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
@@ -114,6 +110,33 @@ def save(
         raise CheckpointError(f"{folder} could not be written: {error}") from error
 
 
+def _in_some_words(
+    model: nn.Module, ours: Mapping[str, Tensor], name: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the config of `model` in the words of a family, found as `save` says."""
+    head, came_from = type(model), origin(model)
+    name = name or (came_from.family if came_from else None)
+    if name is not None and name not in FAMILIES:
+        raise CheckpointError(f"unknown family {name!r}{nearest(name, list(FAMILIES))}")
+    refusals = []
+    for family in FAMILIES.values() if name is None else [FAMILIES[name]]:
+        if head not in family.tables:
+            continue
+        kept = came_from.config if came_from and came_from.family == family.model_type else {}
+        try:
+            theirs = write_tensors(family.table(head, model.config), ours, family.n_layers(model.config))
+            return theirs, write_config(family, head, model.config, kept=kept, tensors=theirs)
+        except CheckpointError as error:
+            refusals.append(error)
+    if len(refusals) == 1:
+        raise refusals[0]
+    if refusals:
+        raise CheckpointError(f"no family has words for this model. {'. '.join(map(str, refusals))}")
+    heads = FAMILIES[name].tables if name else {head for family in FAMILIES.values() for head in family.tables}
+    known = ", ".join(sorted(known.__name__ for known in heads))
+    raise CheckpointError(f"a {f'{name} ' if name else ''}checkpoint holds one of {known}, got {head.__name__}")
+
+
 def with_head(model: nn.Module, labels: tuple[str, ...] | list[str]) -> BertForSequenceClassification:
     """Return a text classifier with a fresh last layer on the trunk of `model`, for fine-tuning.
 
@@ -121,7 +144,9 @@ def with_head(model: nn.Module, labels: tuple[str, ...] | list[str]) -> BertForS
     (DistilBERT), it gets a fresh one. Saved again, it is its family's sequence classifier.
     """
     trunk, came_from = _trunk(model), origin(model)
-    pooler = FAMILIES[came_from.family].pooler if came_from else trunk.config.pooler or BERT.pooler
+    if not isinstance(trunk, Bert):
+        raise CheckpointError(f"expected a Bert or a model with one inside, got {type(model).__name__}")
+    pooler = (FAMILIES[came_from.family].pooler if came_from else trunk.config.pooler) or BERT.pooler
     config = replace(trunk.config, labels=tuple(labels), pooler=pooler)
     words = trunk.embeddings.words.weight
     if trunk.pooler is None or trunk.config.pooler != pooler:
@@ -151,14 +176,12 @@ class ShapesOnly(TorchFunctionMode):
         return kwargs["tensor"] if drawing else func(*args, **kwargs)
 
 
-def _trunk(model: nn.Module) -> Bert:
-    trunk = model if isinstance(model, Bert) else getattr(model, "bert", None)
-    if not isinstance(trunk, Bert):
-        raise CheckpointError(f"expected a Bert or a model with one inside, got {type(model).__name__}")
-    return trunk
+def _trunk(model: nn.Module) -> nn.Module:
+    """Return what a head stands on: the part that has a config of its own, or the model itself."""
+    return next((part for part in model.children() if hasattr(part, "config")), model)
 
 
-def _family_of(published: Mapping[str, Any], folder: Path) -> tuple[Family, str]:
+def _family_of(published: Mapping[str, Any], folder: Path) -> tuple[Family[Any], str]:
     """Return the family and the architecture that a config.json names; nothing is guessed from tensors."""
     model_type, architectures = published.get("model_type"), published.get("architectures")
     if not isinstance(model_type, str) or model_type not in FAMILIES:

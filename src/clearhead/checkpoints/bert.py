@@ -87,10 +87,18 @@ FIELDS = (
     Field("classifier_dropout", "classifier_dropout", 0.1),
 )
 
+SETTLED = {"position_embedding_type": ("absolute",)}
+HARMLESS = frozenset(
+    """
+    directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+    tie_word_embeddings
+    """.split()
+)
+
 
 def read_values(config: Json, architecture: str, fields: tuple[Field, ...]) -> dict[str, Any]:
     """Return what BERT and RoBERTa say in the same words."""
-    values = read_fields(config, fields)
+    values = read_fields(config, fields, settled=SETTLED, harmless=HARMLESS)
     if config.get("classifier_dropout") is None:
         values["classifier_dropout"] = values["dropout"]
     if values["n_segments"] == 0:

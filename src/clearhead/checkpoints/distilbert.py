@@ -6,7 +6,7 @@ What differs: no segments, and the text classifier's pooler is a relu called pre
 from collections.abc import Collection
 from typing import Any
 
-from clearhead.checkpoints.bert import CLASSIFIER
+from clearhead.checkpoints.bert import CLASSIFIER, SETTLED
 from clearhead.checkpoints.family import (
     ACTIVATIONS,
     Family,
@@ -66,6 +66,8 @@ FIELDS = (
     Field("seq_classif_dropout", "classifier_dropout", 0.2),
 )
 
+HARMLESS = frozenset({"qa_dropout", "sinusoidal_pos_embds", "tie_weights_", "tie_word_embeddings"})
+
 
 def read_config(config: Json, architecture: str, names: Collection[str]) -> BertConfig:
     """Return the config of a published DistilBERT; its norms add 1e-12, which no key says."""
@@ -73,7 +75,8 @@ def read_config(config: Json, architecture: str, names: Collection[str]) -> Bert
         require_tied_words(config)
     pooler = "relu" if architecture.endswith("ForSequenceClassification") else None
     labels = read_labels(config, architecture)
-    return BertConfig(**read_fields(config, FIELDS), n_segments=0, norm_eps=1e-12, pooler=pooler, labels=labels)
+    values = read_fields(config, FIELDS, settled=SETTLED, harmless=HARMLESS)
+    return BertConfig(**values, n_segments=0, norm_eps=1e-12, pooler=pooler, labels=labels)
 
 
 def write_config(config: BertConfig) -> dict[str, Any]:

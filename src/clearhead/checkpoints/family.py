@@ -1,7 +1,8 @@
 """What a family of published checkpoints is: its config keys and its tensors, each readable in both directions.
 
 A config key is read into ours, or has one value we can compute with, or is known to change nothing, or is refused:
-`position_embedding_type: relative_key` ignored would give a model that runs and is wrong.
+`position_embedding_type: relative_key` ignored would give a model that runs and is wrong. `SETTLED` and `HARMLESS` are
+what every family's config may hold; a family adds its own.
 
 Next: `bert.py`, the first family; a new one is a module like it and a line in `FAMILIES`.
 """
@@ -9,41 +10,66 @@ Next: `bert.py`, the first family; a new one is a module like it and a line in `
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from clearhead.checkpoints.mapping import Table
 from clearhead.errors import CheckpointError, ConfigError, nearest
-from clearhead.models.bert import BertConfig
 
 Json = Mapping[str, Any]
+C = TypeVar("C")  # the config of one of our models
 
 
 @dataclass(frozen=True)
 class Field:
-    """A config key of theirs, its name here, and what its absence means to them; `names` translates the values."""
+    """A config key of theirs, its name here, and what its absence means to them; `names` translates the values.
+
+    A value is of the default's type. With `optional` it is of that type or null, which is not the same as absent.
+    """
 
     theirs: str
     ours: str
-    default: int | float | str
+    default: Any
     names: Mapping[str, str] | None = None
+    optional: type | None = None
+
+
+def one_stack(config: Any) -> tuple[int, ...]:
+    """Return how often `{i}` is written out in the tables of most models."""
+    return (config.n_layers,)
+
+
+def as_it_is(config: C) -> C:
+    """Return the config."""
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Generic[C]):
     """A `model_type`: which of our models its architectures are, their tensors, and its config, both ways.
 
     `read_config(config, architecture, names)` gets the tensor names too: a trunk may come without a pooler.
-    `pooler` is how the family's text classifiers bend what the first token says.
+    A table that depends on the config is a function of it; rules for what a model has not are skipped anyway.
+    `n_layers` counts the layers of each stack. `pooler` is how text classifiers bend what the first token says.
+    `plain` is a config without what the family has no words for and no need of: two configs that are alike so far are
+    one to it. `respelled` are keys that `write_config` says in other words.
     """
 
     model_type: str
     architectures: Mapping[str, type[nn.Module]]  # the first of a class is the one it is saved as
-    tables: Mapping[type[nn.Module], Table]
-    read_config: Callable[[Json, str, Collection[str]], BertConfig]
-    write_config: Callable[[BertConfig], dict[str, Any]]
-    pooler: str
+    tables: Mapping[type[nn.Module], Table | Callable[[C], Table]]
+    read_config: Callable[[Json, str, Collection[str]], C]
+    write_config: Callable[[C], dict[str, Any]]
+    n_layers: Callable[[C], tuple[int, ...]] = one_stack
+    plain: Callable[[C], C] = as_it_is
+    respelled: Collection[str] = ()
+    pooler: str | None = None
+
+    def table(self, head: type[nn.Module], config: C) -> Table:
+        """Return the tensors of this model."""
+        table = self.tables[head]
+        return table if isinstance(table, Table) else table(config)
 
 
 # transformers, activations.py: several names for one function
@@ -55,13 +81,13 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
 }
 
 # Keys of which only this value is computed here. Anything else is another model.
 SETTLED: dict[str, tuple[Any, ...]] = {
-    "position_embedding_type": ("absolute",),
     "problem_type": ("single_label_classification",),
     "is_decoder": (False,),
     "is_encoder_decoder": (False,),
@@ -74,59 +100,91 @@ HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _name_or_path _num_labels adapters architectures
     attn_implementation bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
-    cross_attention_hidden_size decoder_start_token_id directionality diversity_penalty do_sample dtype early_stopping
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
     encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
     forced_eos_token_id gradient_checkpointing id2label initializer_range label2id language length_penalty max_length
     min_length model_type name no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_past output_scores pooler_fc_size pooler_num_attention_heads
-    pooler_num_fc_layers pooler_size_per_head pooler_type prefix qa_dropout remove_invalid_values repetition_penalty
-    return_dict return_dict_in_generate sep_token_id sinusoidal_pos_embds suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tie_weights_ tie_word_embeddings tokenizer_class top_k top_p
-    torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache xla_device
+    output_attentions output_hidden_states output_past output_scores prefix remove_invalid_values repetition_penalty
+    return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
+    use_cache xla_device
     """.split()
 )
 
 
-def read_fields(config: Json, fields: tuple[Field, ...]) -> dict[str, Any]:
+def read_fields(
+    config: Json,
+    fields: tuple[Field, ...],
+    *,
+    settled: Mapping[str, tuple[Any, ...]] = {},
+    harmless: Collection[str] = (),
+) -> dict[str, Any]:
     """Return the values of `config` under our names, after accounting for every one of its keys.
 
+    `settled` and `harmless` are the family's own. A key read by a field is not looked up in either.
     Raises CheckpointError for a key that is unknown or settled otherwise, and for a value of the wrong kind.
     """
-    known = {field.theirs for field in fields} | HARMLESS
+    return _read(config, fields, {**SETTLED, **settled}, {*HARMLESS, *harmless})
+
+
+def read_nested(
+    part: Json, fields: tuple[Field, ...], *, where: str, settled: Mapping[str, tuple[Any, ...]] = {}
+) -> dict[str, Any]:
+    """Return the values of an object inside a config, such as rope_parameters; nothing in it is taken as harmless."""
+    try:
+        return _read(part, fields, settled, ())
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _read(
+    config: Json, fields: tuple[Field, ...], settled: Mapping[str, tuple[Any, ...]], harmless: Collection[str]
+) -> dict[str, Any]:
+    known = {field.theirs for field in fields}
     for key, value in config.items():
-        if key in SETTLED and value is not None and value not in SETTLED[key]:
-            raise CheckpointError(f"{key} is {value!r}, which is another model: clearhead computes {SETTLED[key][0]!r}")
-        if key not in known and key not in SETTLED and value is not None:
+        if key in known or key in harmless or value is None:
+            continue
+        if key not in settled:
             raise CheckpointError(
                 f"unknown key {key!r} ({value!r}), which may change what the model computes"
-                f"{nearest(key, [field.theirs for field in fields])}. Remove it if you know that it changes nothing"
+                f"{nearest(key, sorted(known))}. Remove it if you know that it changes nothing"
             )
-    return {field.ours: _read_field(config.get(field.theirs), field) for field in fields}
+        if value not in settled[key]:
+            raise CheckpointError(f"{key} is {value!r}, which is another model: clearhead computes {settled[key][0]!r}")
+    return {field.ours: _read_field(config, field) for field in fields}
 
 
-def _read_field(value: Any, field: Field) -> Any:
+EXPECTED = {int: "a whole number", float: "a number that is not negative", bool: "true or false"}
+
+
+def _read_field(config: Json, field: Field) -> Any:
+    value = config.get(field.theirs)
     if value is None:
-        return field.default
+        return None if field.optional and field.theirs in config else field.default
     if field.names is not None:
         if not isinstance(value, str) or value not in field.names:
             raise CheckpointError(f"{field.theirs} {value!r} is unknown{nearest(str(value), list(field.names))}")
         return field.names[value]
+    kind = field.optional or type(field.default)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(field.default, int) and not (whole and 0 <= value < 2**31):
-        raise CheckpointError(f"{field.theirs}: expected a whole number, got {value!r}")
-    if isinstance(field.default, float) and not ((whole or isinstance(value, float)) and 0 <= value < math.inf):
-        raise CheckpointError(f"{field.theirs}: expected a number that is not negative, got {value!r}")
-    return float(value) if isinstance(field.default, float) else value
+    fits = isinstance(value, kind)
+    if kind is int:
+        fits = whole and 0 <= value < 2**31
+    elif kind is float:
+        fits = (whole or isinstance(value, float)) and 0 <= value < math.inf
+    if not fits:
+        raise CheckpointError(f"{field.theirs}: expected {EXPECTED.get(kind, f'a {kind.__name__}')}, got {value!r}")
+    return float(value) if kind is float else value
 
 
-def write_fields(config: BertConfig, fields: tuple[Field, ...]) -> dict[str, Any]:
+def write_fields(config: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
     """Return our values under their keys: `read_fields` backwards."""
     written = {field.theirs: getattr(config, field.ours) for field in fields}
     for field in fields:
         if field.names is not None:
             ours = written[field.theirs]
-            written[field.theirs] = next(theirs for theirs, name in field.names.items() if name == ours)
-    if config.labels:
+            written[field.theirs] = next((theirs for theirs, name in field.names.items() if name == ours), ours)
+    if getattr(config, "labels", ()):
         written["id2label"] = {str(i): label for i, label in enumerate(config.labels)}
         written["label2id"] = {label: i for i, label in enumerate(config.labels)}
     return written
@@ -155,9 +213,7 @@ def require_tied_words(config: Json) -> None:
         )
 
 
-def read_config(
-    family: Family, published: Json, architecture: str, names: Collection[str], *, where: object
-) -> BertConfig:
+def read_config(family: Family[C], published: Json, architecture: str, names: Collection[str], *, where: object) -> C:
     """Return the config that a published one describes; every CheckpointError begins with `where`."""
     try:
         return family.read_config(published, architecture, names)
@@ -166,12 +222,13 @@ def read_config(
 
 
 def write_config(
-    family: Family, head: type[nn.Module], config: BertConfig, *, kept: Json, tensors: Mapping[str, Tensor]
+    family: Family[C], head: type[nn.Module], config: C, *, kept: Json, tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Return a config.json that reads back as `config`: the published one, `kept`, as it was if it still does.
 
     Raises CheckpointError when the family has no words for this model.
     """
+    config = family.plain(config)
     architecture = next(name for name, known in family.architectures.items() if known is head)
     published = {**kept, "architectures": [architecture], "model_type": family.model_type}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -179,11 +236,11 @@ def write_config(
     if stated or dtype != "float32":  # which is what leaving it out means
         published |= dict.fromkeys(stated or ["dtype"], dtype)
     where = f"a {family.model_type} checkpoint cannot describe this model"
-    if kept and read_config(family, published, architecture, tensors, where=where) == config:
+    if kept and family.plain(read_config(family, published, architecture, tensors, where=where)) == config:
         return published
-    published = {k: v for k, v in published.items() if k not in ("num_labels", "_num_labels")}  # id2label says it
+    published = {k: v for k, v in published.items() if k not in ("num_labels", "_num_labels", *family.respelled)}
     published |= family.write_config(config)
-    read = read_config(family, published, architecture, tensors, where=where)
+    read = family.plain(read_config(family, published, architecture, tensors, where=where))
     if read != config:
         lost = [
             f"{key} {value!r} would be read as {getattr(read, key)!r}"

@@ -2,9 +2,10 @@
 
     Rule("encoder.layer.{i}.attention.self.query.{p}", "blocks.{i}.attention.q_proj.{p}")
 
-`{i}` stands for every layer, `{p}` for weight and bias. Names are only ever compared whole: replacing a part of a
-name, such as every "gamma", changes tensors nobody thought of. Every tensor of a file is used exactly once or named
-in the table as ignored, and every tensor of the model is filled by exactly one rule.
+`{i}` stands for every layer, `{j}` for every layer of a second stack (a decoder's), `{p}` for weight and bias. Names
+are only ever compared whole: replacing a part of a name, such as every "gamma", changes tensors nobody thought of.
+Every tensor of a file is used exactly once or named in the table as ignored, and every tensor of the model is filled
+by exactly one rule.
 
 Next: `bert.py`, a table; `files.py`, where the tensors come from.
 """
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import CheckpointError
+
+Depths = int | tuple[int, ...]  # how many layers {i} stands for, or {i} and {j}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Alias:
-    """Another name for a tensor of theirs: an old one, or a tied copy, which has to be equal where both are there."""
+    """Another name for a tensor of theirs: an old one, or a tied copy, which has to be equal where both are there.
+
+    Where a rule asks for a tensor of that name, as of an output matrix that is not tied, it is no alias.
+    """
 
     theirs: str
     same_as: str
@@ -97,7 +103,7 @@ class Source(Protocol):
 
 
 def read_tensors(
-    table: Table, source: Source, like: Mapping[str, Tensor], n_layers: int
+    table: Table, source: Source, like: Mapping[str, Tensor], n_layers: Depths
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of ours, by name, from `source`.
 
@@ -121,10 +127,10 @@ def read_tensors(
                 f"{source.file(name)}: tensor {name!r} holds {tensor.dtype}, expected floating-point numbers: "
                 f"quantised checkpoints are not read, look for the model it was made from"
             )
-        yield from zip(_names(rule), rule.op.read(tensor), strict=True)
+        yield from zip(_names(rule), (part.contiguous() for part in rule.op.read(tensor)), strict=True)
 
 
-def write_tensors(table: Table, tensors: Mapping[str, Tensor], n_layers: int) -> dict[str, Tensor]:
+def write_tensors(table: Table, tensors: Mapping[str, Tensor], n_layers: Depths) -> dict[str, Tensor]:
     """Return `tensors` of ours under the names and in the shapes of theirs: the same rules, read backwards."""
     rules = _rules_for(table, tensors, n_layers)
     return {rule.theirs: rule.op.write(tuple(tensors[name] for name in _names(rule))).contiguous() for rule in rules}
@@ -134,15 +140,17 @@ def _names(rule: Rule) -> tuple[str, ...]:
     return (rule.ours,) if isinstance(rule.ours, str) else rule.ours
 
 
-def _written_out(names: tuple[str, ...], n_layers: int) -> Iterator[tuple[str, ...]]:
+def _written_out(names: tuple[str, ...], n_layers: Depths) -> Iterator[tuple[str, ...]]:
     """Yield `names` once for every layer and for weight and bias, where they leave these open."""
-    for i in range(n_layers) if "{i}" in names[0] else (0,):
+    depths = zip(("{i}", "{j}"), (n_layers,) if isinstance(n_layers, int) else n_layers)
+    layer, count = next(((layer, count) for layer, count in depths if layer in names[0]), ("{i}", 1))
+    for i in range(count):
         for p in ("weight", "bias") if "{p}" in names[0] else ("",):
-            yield tuple(name.replace("{i}", str(i)).replace("{p}", p) for name in names)
+            yield tuple(name.replace(layer, str(i)).replace("{p}", p) for name in names)
 
 
-def _rules_for(table: Table, ours: Collection[str], n_layers: int) -> list[Rule]:
-    """Return the rules, written out, whose tensors this model has: one may come without a pooler."""
+def _rules_for(table: Table, ours: Collection[str], n_layers: Depths) -> list[Rule]:
+    """Return the rules, written out, whose tensors this model has: one may come without a pooler or a bias."""
     rules = [
         Rule(names[0], names[1:], rule.op)
         for rule in table.rules
@@ -156,13 +164,13 @@ def _rules_for(table: Table, ours: Collection[str], n_layers: int) -> list[Rule]
     return rules
 
 
-def _find(table: Table, source: Source, wanted: Collection[str], n_layers: int) -> dict[str, str]:
+def _find(table: Table, source: Source, wanted: Collection[str], n_layers: Depths) -> dict[str, str]:
     """Return under which name of the file each wanted tensor is, after accounting for every tensor in it."""
     found = {name: name for name in wanted if name in source.shapes}
     used = set(found)
     for row in table.aliases:
         for name, same_as in _written_out((row.theirs, row.same_as), n_layers):
-            if name not in source.shapes or same_as not in wanted:
+            if name not in source.shapes or same_as not in wanted or name in wanted:
                 continue
             used.add(name)
             original = found.setdefault(same_as, name)

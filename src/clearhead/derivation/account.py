@@ -150,7 +150,7 @@ def derive(
     q, k = queries_and_keys(attention, x, memory)
     q = q[:, query : query + 1]  # one word asks, all may answer
     s = scores(q, k)
-    z = scale(s, attention.scale)
+    z = scale(s, attention.scale, attention.softcap)
     w = softmax(z, bias, allowed)
     o = mix(w, v)
     y = multi_head(attention, o.to(x.dtype))
@@ -215,9 +215,10 @@ def _under_other_scales(
 ) -> dict[str, Tensor]:
     """Return four factors (none, 1/√D, 1/D, this layer's) with the scores' standard deviation and largest weight."""
     factors = s.new_tensor([1.0, attention.d_head**-0.5, 1 / attention.d_head, attention.scale])
-    std = s[allowed].std(correction=0) if allowed.any() else s.new_zeros(())
-    shares = softmax(factors[:, None, None] * s, None if bias is None else bias[None, None], allowed[None, None])
-    return {"factors": factors, "stds": factors * std, "peaks": shares.amax((1, 2))}
+    scaled = torch.stack([scale(s[None], float(factor), attention.softcap) for factor in factors])
+    stds = scaled[..., allowed].std(-1, correction=0).flatten() if allowed.any() else torch.zeros_like(factors)
+    shares = softmax(scaled, None if bias is None else bias[None, None], allowed[None, None])
+    return {"factors": factors, "stds": stds, "peaks": shares.amax((1, 2))}
 
 
 def _added(attention: MultiHeadAttention, heads: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ def equations(attention: MultiHeadAttention, known: Known, query: int) -> list[s
     asks, answers = ("R_i(W_Q x_i + b_Q)", "R_j(W_K x_j + b_K)") if turned else ("W_Q x_i + b_Q", "W_K x_j + b_K")
     usual = math.isclose(attention.scale, d_head**-0.5)
     scaled = f"s_ij / √D, √D = √{d_head} = {d_head**0.5:.4g}" if usual else f"{attention.scale:.4g} s_ij, D = {d_head}"
+    if attention.softcap is not None:
+        scaled = f"{attention.softcap:.4g} tanh({attention.scale:.4g} s_ij / {attention.softcap:.4g})"
     power = "z_ij + b_ij" if "bias" in known else "z_ij"
     return [
         f"x_j ∈ R^{seen.shape[-1]}, j = 0 … {len(seen) - 1}",

@@ -77,7 +77,7 @@ def queries_and_keys(
         if memory is not None:
             raise ConfigError("order relates positions of one text: a layer with an order cannot look at a memory")
         positions = torch.arange(len(x), device=x.device).unsqueeze(0)
-        q, k = (attention.order.turn(vector.unsqueeze(0), positions).squeeze(0) for vector in (q, k))
+        q, k = (turned.squeeze(0) for turned in attention.order.turn(q.unsqueeze(0), k.unsqueeze(0), positions))
     return q, k
 
 
@@ -88,16 +88,19 @@ def scores(
     return q @ k.transpose(-2, -1)
 
 
-def scale(scores: Float[Tensor, "heads query key"], factor: float) -> Float[Tensor, "heads query key"]:
+def scale(
+    scores: Float[Tensor, "*heads query key"], factor: float, softcap: float | None = None
+) -> Float[Tensor, "*heads query key"]:
     """Step 5. `z_ij = s_ij / √D`: the factor is 1/√D in nearly every layer.
 
     An inner product adds up D products. If q and k start out independent with a standard deviation of 1, so does
     each product, and D of them have √D (Vaswani et al. 2017, footnote 4). Undivided, scores would grow with D until
     softmax gives everything to one word and passes no gradient back; divided by D, they would shrink until it gives
     all words the same, which is step 3. The argument is about the start of training: a trained layer spreads its
-    scores as it likes.
+    scores as it likes. A softcap c (Gemma 2) bends what is scaled, `c tanh(z_ij / c)`, so that it cannot leave ±c.
     """
-    return factor * scores
+    scaled = factor * scores
+    return scaled if softcap is None else softcap * torch.tanh(scaled / softcap)
 
 
 def softmax(

@@ -1,0 +1,217 @@
+"""ViT: an image is worth 16x16 words (Dosovitskiy et al. 2020). A picture is cut in patches, and patches are words.
+
+    patches -> one vector each (+ class token, registers) + positions -> blocks (pre-norm) -> norm -> label
+
+Compared with bert.py: the words are patches through one linear layer, and the norm comes first. Nobody is padded.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clearhead.attention import MultiHeadAttention
+from clearhead.block import (
+    Around,
+    Block,
+    FeedForward,
+    GatedFeedForward,
+    LayerScale,
+    StochasticDepth,
+    activation,
+    around,
+)
+from clearhead.errors import ConfigError, ShapeError
+from clearhead.positions import frequencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """What a Vision Transformer is made of; the defaults are ViT-B/16 at 224 pixels (Dosovitskiy et al. 2020)."""
+
+    image_size: tuple[int, int] = (224, 224)  # height, width the positions were trained at
+    patch_size: int = 16
+    n_channels: int = 3
+    d_model: int = 768
+    n_heads: int = 12
+    n_layers: int = 12
+    d_ff: int = 3_072
+    positions: Literal["learned", "sincos"] = "learned"
+    n_registers: int = 0  # extra tokens that belong to no patch (Darcet et al. 2023)
+    class_token: bool = True
+    pool: Literal["class", "mean", "class_and_mean"] = "class"  # what the classifier reads
+    norm_before_pool: bool = True  # False: average first, then normalise (timm's fc_norm)
+    pooler: bool = False  # a linear layer and tanh before the classifier (transformers' ViTModel)
+    activation: str = "gelu"
+    feed_forward: Literal["plain", "gated"] = "plain"
+    qkv_bias: bool = True
+    layer_scale: float | None = None  # initial value (DINOv2: 1.0); None: none
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0  # of the last layer; grows linearly from 0
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        sizes = ("patch_size", "n_channels", "d_model", "n_heads", "n_layers", "d_ff")
+        if wrong := [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
+            raise ConfigError(f"ViTConfig: expected positive sizes, got {', '.join(wrong)}")
+        if any(side % self.patch_size or side < 1 for side in self.image_size):
+            raise ConfigError(f"ViTConfig: image_size {self.image_size} is not made of patches of {self.patch_size}")
+        if "class" in self.pool and not self.class_token:
+            raise ConfigError(f"ViTConfig: pool {self.pool!r} reads a class token, and class_token is False")
+        activation(self.activation)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """How many patches stand above and beside each other."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+# Dosovitskiy et al. 2020, table 1, and DeiT's two smaller ones (Touvron et al. 2020, table 1)
+SIZES: dict[str, ViTConfig] = {
+    "tiny": ViTConfig(d_model=192, n_heads=3, d_ff=768),
+    "small": ViTConfig(d_model=384, n_heads=6, d_ff=1_536),
+    "base": ViTConfig(),
+    "large": ViTConfig(d_model=1_024, n_heads=16, n_layers=24, d_ff=4_096),
+    "huge": ViTConfig(patch_size=14, d_model=1_280, n_heads=16, n_layers=32, d_ff=5_120),
+}
+
+
+class PatchEmbeddings(nn.Module):
+    """Cut the picture in patches, make each a vector, put the tokens that are no patch in front, add positions."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patches = nn.Conv2d(
+            config.n_channels, config.d_model, kernel_size=config.patch_size, stride=config.patch_size
+        )  # a linear layer on every patch, written as the convolution that checkpoints store
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.d_model)) if config.class_token else None
+        self.registers = (
+            nn.Parameter(torch.zeros(1, config.n_registers, config.d_model)) if config.n_registers else None
+        )
+        if config.positions == "learned":
+            n_tokens = math.prod(config.grid) + config.class_token
+            self.positions = nn.Parameter(torch.randn(1, n_tokens, config.d_model) * 0.02)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens d_model"]:
+        """Return class token, registers and patches, row by row; positions are interpolated to another size."""
+        size, patch = pixels.shape[-2:], self.config.patch_size
+        if pixels.shape[1] != self.config.n_channels or size[0] % patch or size[1] % patch:
+            raise ShapeError(
+                f"expected pictures of {self.config.n_channels} channels whose sides are multiples of {patch}, "
+                f"got {tuple(pixels.shape)} (batch, channels, height, width)"
+            )
+        grid = (size[0] // patch, size[1] // patch)
+        x = rearrange(self.patches(pixels), "batch d_model rows columns -> batch (rows columns) d_model")
+        on_class, on_patches = self._positions(grid, x)
+        x = x + on_patches
+        first = [] if self.class_token is None else [(self.class_token + on_class).expand(len(x), -1, -1)]
+        first += [] if self.registers is None else [self.registers.expand(len(x), -1, -1)]
+        return self.dropout(torch.cat([*first, x], dim=1))
+
+    def _positions(self, grid: tuple[int, int], x: Tensor) -> tuple[Tensor | float, Tensor]:
+        """Return what is added to the class token and to the patches of a `grid`."""
+        if self.config.positions == "sincos":
+            return 0.0, sincos_grid(grid, self.config.d_model, x.device).to(x.dtype)
+        split = int(self.config.class_token)
+        on_class, on_patches = self.positions[:, :split], self.positions[:, split:]
+        if grid != self.config.grid:
+            rows, columns = self.config.grid
+            square = rearrange(on_patches.float(), "1 (rows columns) d_model -> 1 d_model rows columns", rows=rows)
+            square = nn.functional.interpolate(square, size=grid, mode="bicubic", antialias=False, align_corners=False)
+            on_patches = rearrange(square, "1 d_model rows columns -> 1 (rows columns) d_model").to(x.dtype)
+        return on_class, on_patches
+
+
+class ViT(nn.Module):
+    """The trunk: pixels in, one vector for each of class token, registers and patches out."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = PatchEmbeddings(config)
+        self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps) if config.norm_before_pool else nn.Identity()
+        self.pooler = nn.Linear(config.d_model, config.d_model) if config.pooler else None
+        self.apply(_initialise)
+
+    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens d_model"]:
+        """Return the last hidden states."""
+        x = self.embeddings(pixels)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def pool(self, hidden: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch features"]:
+        """Return what stands for the whole picture: class token, mean over patches, or both side by side."""
+        patches = hidden[:, int(self.config.class_token) + self.config.n_registers :].mean(1)
+        pooled = {
+            "class": lambda: hidden[:, 0],
+            "mean": lambda: patches,
+            "class_and_mean": lambda: torch.cat((hidden[:, 0], patches), dim=-1),
+        }[self.config.pool]()
+        return pooled if self.pooler is None else torch.tanh(self.pooler(pooled))
+
+
+class ViTForImageClassification(nn.Module):
+    """Label the picture: `config.labels` names the classes."""
+
+    def __init__(self, config: ViTConfig, vit: ViT | None = None) -> None:
+        super().__init__()
+        if not config.labels:
+            raise ConfigError("a classifier needs labels: ViTConfig(..., labels=('cat', 'dog'))")
+        self.config = config
+        self.vit = ViT(config) if vit is None else vit
+        features = config.d_model * (2 if config.pool == "class_and_mean" else 1)
+        self.norm = nn.Identity() if config.norm_before_pool else nn.LayerNorm(features, eps=config.norm_eps)
+        self.classifier = nn.Linear(features, len(config.labels))
+        _initialise(self.classifier)
+
+    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch labels"]:
+        """Return one score a label, before softmax."""
+        return self.classifier(self.norm(self.vit.pool(self.vit(pixels))))
+
+
+def sincos_grid(grid: tuple[int, int], d_model: int, device: torch.device) -> Float[Tensor, "1 patches d_model"]:
+    """Return fixed positions: half of the channels for the column, half for the row (Chen et al. 2021, MoCo v3)."""
+    if d_model % 4:
+        raise ConfigError(f"d_model must be a multiple of 4 for sines and cosines of rows and columns, got {d_model}")
+    speed = frequencies(d_model // 2, 10_000.0, device)
+    rows, columns = torch.meshgrid(*(torch.arange(n, device=device).float() for n in grid), indexing="ij")
+    angles = [axis.flatten().unsqueeze(-1) * speed for axis in (columns, rows)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1).unsqueeze(0)
+
+
+def _block(config: ViTConfig, layer: int) -> Block:
+    depth = StochasticDepth(config.stochastic_depth * layer / max(config.n_layers - 1, 1))
+    attention = MultiHeadAttention(config.d_model, config.n_heads, dropout=config.dropout)
+    if not config.qkv_bias:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(attention, name, nn.Linear(config.d_model, config.d_model, bias=False))
+    feed_forward = GatedFeedForward if config.feed_forward == "gated" else FeedForward
+
+    def norm() -> Around:
+        scale = nn.Identity() if config.layer_scale is None else LayerScale(config.d_model, config.layer_scale)
+        return Around(nn.LayerNorm(config.d_model, eps=config.norm_eps), nn.Sequential(scale, depth))
+
+    return Block(
+        attention,
+        feed_forward(config.d_model, config.d_ff, activation(config.activation), bias=True),
+        norm=norm,
+        residual=around,
+        dropout=config.dropout,
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights from a truncated normal of standard deviation 0.02, biases zero (google-research/vision_transformer)."""
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
