@@ -19,6 +19,7 @@ TEXT = "attention is not too shabby"
 
 
 def main() -> None:
+    """Draw it."""
     reading = Reading(TEXT, "sentiment", query="shabby", layer=None, head=None)
     console = Console(
         record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor", width=96, legacy_windows=False
