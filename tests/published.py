@@ -144,3 +144,43 @@ def reopen_decoder(folder: Path, architecture: str) -> Any:
     model, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return model.eval()
+
+
+# ---------------------------------------------------------------- pictures
+
+VIT_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "gelu",
+}
+VISION: dict[str, tuple[str, ...]] = {  # family: what stands behind its name in the architectures
+    "ViT": ("Model", "ForImageClassification"),
+    "DeiT": ("Model", "ForImageClassification", "ForImageClassificationWithTeacher"),
+    "Dinov2": ("Model", "ForImageClassification"),
+    "Dinov2WithRegisters": ("Model", "ForImageClassification"),
+}
+VISION_ARCHITECTURES = [name + head for name, heads in VISION.items() for head in heads]
+
+
+def make_vision(architecture: str, **settings: Any) -> Any:
+    """Return transformers' vision model of that name, every parameter random."""
+    family = max((name for name in VISION if architecture.startswith(name)), key=len)
+    sizes = VIT_SIZES if family.startswith("Dinov2") else {**VIT_SIZES, "intermediate_size": 37}
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **labels, **settings})
+    model = getattr(transformers, architecture)(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = ("norm" in name and name.endswith("weight")) or "lambda" in name
+            parameter.normal_(mean=1.0 if is_scale else 0.0, std=0.2)
+    return model
+
+
+def seen_by(theirs: Any, pixels: Tensor) -> Tensor:
+    """Return transformers' numbers for pictures of any size: hidden states or logits."""
+    resized = {} if type(theirs).__name__.startswith("Dinov2") else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        return theirs(pixel_values=pixels, **resized)[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clearhead.checkpoints.bert import BERT
+from clearhead.checkpoints.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from clearhead.checkpoints.distilbert import DISTILBERT
 from clearhead.checkpoints.family import Family, read_config, write_config
 from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, read_json, replacing
@@ -26,6 +27,7 @@ from clearhead.checkpoints.llama import LLAMA, MISTRAL
 from clearhead.checkpoints.mapping import read_tensors, write_tensors
 from clearhead.checkpoints.qwen import QWEN2, QWEN3
 from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
+from clearhead.checkpoints.vit import DEIT, VIT
 from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
 
@@ -33,7 +35,8 @@ __all__ = ["FAMILIES", "Origin", "find", "load", "origin", "save", "with_head"]
 
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
 DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
-FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (*ENCODERS, *DECODERS)}
+PICTURES = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS)
+FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (*ENCODERS, *DECODERS, *PICTURES)}
 
 
 @dataclass(frozen=True)
