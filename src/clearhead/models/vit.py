@@ -117,7 +117,7 @@ class PatchEmbeddings(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, config.d_model)) if config.mask_token else None
         if config.positions == "learned":
             n_places = config.n_placed + math.prod(config.grid)
-            self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, n_places, config.d_model), std=0.02))
+            self.positions = nn.Parameter(nn.init.normal_(torch.empty(1, n_places, config.d_model), std=0.02))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -254,7 +254,7 @@ def _n_features(config: ViTConfig) -> int:
 
 
 def _vectors(n: int, d_model: int) -> nn.Parameter | None:
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, n, d_model), std=0.02)) if n else None
+    return nn.Parameter(nn.init.normal_(torch.empty(1, n, d_model), std=0.02)) if n else None
 
 
 def _block(config: ViTConfig, layer: int) -> Block:
@@ -279,8 +279,8 @@ def _block(config: ViTConfig, layer: int) -> Block:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights from a truncated normal of standard deviation 0.02, biases zero (google-research/vision_transformer)."""
+    """Weights from a normal of standard deviation 0.02, biases zero (facebookresearch/deit, models.py)."""
     if isinstance(module, (nn.Linear, nn.Conv2d)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
