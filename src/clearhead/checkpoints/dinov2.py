@@ -14,6 +14,7 @@ from typing import Any
 from clearhead.checkpoints.family import Family, Field, Json, read_fields, read_labels, write_fields
 from clearhead.checkpoints.mapping import Rule, Table, stacked
 from clearhead.checkpoints.vit import CLASSIFIER, EMBEDDINGS_AND_ATTENTION, IMAGE, SIZES, image_size, in_sides
+from clearhead.errors import CheckpointError
 from clearhead.models.vit import ViT, ViTConfig, ViTForImageClassification
 
 TRUNK = EMBEDDINGS_AND_ATTENTION + Table(
@@ -63,6 +64,8 @@ def read_config(config: Json, architecture: str, names: Collection[str], *, own:
     """Return the config of a published DINOv2; `own` are the fields of one of the two variants."""
     values = read_fields(in_sides(config), FIELDS + OTHERS + own, settled=SETTLED, harmless=HARMLESS)
     gated, ratio = values.pop("gated"), values.pop("ratio")
+    if ratio > 64:
+        raise CheckpointError(f"mlp_ratio: expected how much wider than hidden_size a feed-forward is, got {ratio}")
     values["d_ff"] = width(values["d_model"], ratio, gated=gated)
     values["image_size"] = tuple(values["image_size"])
     if gated:

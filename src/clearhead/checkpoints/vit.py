@@ -72,11 +72,13 @@ def in_sides(config: Json) -> Json:
     """Return `config` with image_size a height and a width, and patch_size one number; each is published as either."""
     image, patch = config.get("image_size"), config.get("patch_size")
     image = [image, image] if isinstance(image, int) else image
-    if isinstance(image, list) and (len(image) != 2 or any(type(side) is not int or side < 1 for side in image)):
+    if isinstance(image, list) and (
+        len(image) != 2 or any(type(side) is not int or not 0 < side < 2**16 for side in image)
+    ):
         raise CheckpointError(f"image_size: expected one whole number or two, height and width, got {image!r}")
     if isinstance(patch, list):
-        if len(patch) != 2 or patch[0] != patch[1]:
-            raise CheckpointError(f"patch_size is {patch!r}: patches here are squares")
+        if len(patch) != 2 or patch[0] != patch[1] or type(patch[0]) is not int:
+            raise CheckpointError(f"patch_size: expected a whole number, the side of a square, got {patch!r}")
         patch = patch[0]
     return {**config, "image_size": image, "patch_size": patch}
 
