@@ -99,6 +99,20 @@ def test_sinusoids_far_into_a_text_are_those_of_marian(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=5e-5)  # of angles in float32
 
 
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
+def test_bfloat16_differs_from_transformers_no_more_than_its_rounding(architecture: str, tmp_path: Path) -> None:
+    theirs = make_encoder_decoder(architecture).bfloat16()
+    theirs.save_pretrained(tmp_path)
+    (source, lengths), target = sources(architecture), targets()
+    exact, ours = load(tmp_path), load(tmp_path, dtype=None)
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.bfloat16}
+    rounded = source.bfloat16() if source.is_floating_point() else source  # which ours does by itself
+    with torch.inference_mode():
+        truth, mine = exact(source, target, lengths), ours(source, target, lengths).float()
+    their_error = (translations(theirs, rounded, lengths, target).float() - truth).square().mean().sqrt()
+    assert (mine - truth).square().mean().sqrt() < 1.25 * their_error
+
+
 def test_gradients_equal_transformers(tmp_path: Path) -> None:
     theirs = make_encoder_decoder("T5ForConditionalGeneration")
     theirs.save_pretrained(tmp_path)

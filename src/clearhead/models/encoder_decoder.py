@@ -86,8 +86,9 @@ class SoundFront(nn.Module):
         self.second = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
 
     def forward(self, mels: Float[Tensor, "batch mels frames"]) -> Float[Tensor, "batch time d_model"]:
-        """Return one vector for every two frames."""
-        x = nn.functional.gelu(self.second(nn.functional.gelu(self.first(mels))))
+        """Return one vector for every two frames, in the weights' dtype."""
+        x = nn.functional.gelu(self.first(mels.to(self.first.weight.dtype)))
+        x = nn.functional.gelu(self.second(x))
         return x.transpose(1, 2)
 
 
