@@ -380,6 +380,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("MarianMTModel", {"decoder_ffn_dim": 40}, "decoder_ffn_dim 40 is not encoder_ffn_dim 37"),
     ("MarianMTModel", {"d_model": 34}, "d_model 34 does not divide into 4 heads"),
     ("BartForConditionalGeneration", {"decoder_attention_heads": 2}, "decoder_attention_heads 2 is not encoder"),
+    ("BartForConditionalGeneration", {"decoder_attention_heads": None}, "decoder_attention_heads 16 is not encoder"),
     ("BartForConditionalGeneration", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
     ("BartForConditionalGeneration", {"normalize_embedding": False}, "normalize_embedding is False"),
     ("BartForConditionalGeneration", {"architectures": ["BartForQuestionAnswering"]}, "expected one of BartFor"),

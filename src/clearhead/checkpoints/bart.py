@@ -103,12 +103,14 @@ def read_alike(
     harmless: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return what a config says whose two halves are alike but for the number of layers; here they have to be."""
-    twins = (Field("decoder_attention_heads", "heads", 0), Field("decoder_ffn_dim", "ff", 0))
+    alike = [row for row in rows if row.ours in ("n_heads", "d_ff")]
+    twins = [replace(row, theirs=row.theirs.replace("encoder", "decoder"), ours=row.theirs) for row in alike]
     values = read_fields(config, (*rows, *twins), settled={**SETTLED, **settled}, harmless=HARMLESS.union(harmless))
-    for twin, ours in zip(twins, ("n_heads", "d_ff"), strict=True):
-        if (said := values.pop(twin.ours)) not in (0, values[ours]):
-            theirs = twin.theirs.replace("decoder", "encoder")
-            raise CheckpointError(f"{twin.theirs} {said} is not {theirs} {values[ours]}: here they are one number")
+    for row, twin in zip(alike, twins, strict=True):
+        if (said := values.pop(twin.ours)) != values[row.ours]:
+            raise CheckpointError(
+                f"{twin.theirs} {said} is not {row.theirs} {values[row.ours]}: here they are one number"
+            )
     return values
 
 
