@@ -144,3 +144,103 @@ def reopen_decoder(folder: Path, architecture: str) -> Any:
     model, report = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return model.eval()
+
+
+# ---------------------------------------------------------------- pictures
+
+VIT_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_act": "gelu",
+}
+VISION: dict[str, tuple[str, ...]] = {  # family: what stands behind its name in the architectures
+    "ViT": ("Model", "ForImageClassification"),
+    "DeiT": ("Model", "ForImageClassification", "ForImageClassificationWithTeacher"),
+    "Dinov2": ("Model", "ForImageClassification"),
+    "Dinov2WithRegisters": ("Model", "ForImageClassification"),
+}
+VISION_ARCHITECTURES = [name + head for name, heads in VISION.items() for head in heads]
+
+
+def make_vision(architecture: str, **settings: Any) -> Any:
+    """Return transformers' vision model of that name, every parameter random."""
+    family = max((name for name in VISION if architecture.startswith(name)), key=len)
+    sizes = VIT_SIZES if family.startswith("Dinov2") else {**VIT_SIZES, "intermediate_size": 37}
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **labels, **settings})
+    model = getattr(transformers, architecture)(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = ("norm" in name and name.endswith("weight")) or "lambda" in name
+            parameter.normal_(mean=1.0 if is_scale else 0.0, std=0.2)
+    return model
+
+
+def seen_by(theirs: Any, pixels: Tensor) -> Tensor:
+    """Return transformers' numbers for pictures of any size: hidden states or logits."""
+    resized = {} if type(theirs).__name__.startswith("Dinov2") else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        return theirs(pixel_values=pixels, **resized)[0]
+
+
+# ---------------------------------------------------------------- encoder-decoders
+
+BART_SIZES = {
+    "vocab_size": 61,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 37,
+    "max_position_embeddings": 40,
+    "pad_token_id": 2,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 1,
+}
+T5_SIZES = {"vocab_size": 61, "d_model": 32, "d_kv": 6, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+SOUND_SIZES = {"num_mel_bins": 8, "max_source_positions": 12, "max_target_positions": 40, "bos_token_id": 1}
+ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "MarianMTModel": ("MarianConfig", {**BART_SIZES, "scale_embedding": True, "activation_function": "swish"}),
+    "BartForConditionalGeneration": ("BartConfig", BART_SIZES),
+    "T5ForConditionalGeneration": ("T5Config", {**T5_SIZES, "num_decoder_layers": 3}),
+    "WhisperForConditionalGeneration": (
+        "WhisperConfig",
+        {**{key: value for key, value in BART_SIZES.items() if "max" not in key}, **SOUND_SIZES},
+    ),
+}
+
+
+def make_encoder_decoder(architecture: str, **settings: Any) -> Any:
+    """Return transformers' encoder-decoder of that name, every parameter random, and the bias of the logits too."""
+    config_class, sizes = ENCODER_DECODERS[architecture]
+    model = getattr(transformers, architecture)(getattr(transformers, config_class)(**{**sizes, **settings})).eval()
+    with torch.no_grad():
+        for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+            is_norm = "norm" in name and name.endswith("weight")
+            if "sinus" not in name and not (architecture.startswith("Marian") and "embed_positions" in name):
+                parameter.normal_(mean=1.0 if is_norm else 0.0, std=0.2)
+    return model
+
+
+def sources(architecture: str) -> tuple[Tensor, Tensor | None]:
+    """Return three sources of different lengths and their lengths; Whisper has sounds of one length."""
+    if architecture.startswith("Whisper"):
+        return torch.randn(3, 8, 24), None
+    lengths = torch.tensor([13, 1, 6])
+    tokens = torch.randint(3, 61, (3, 13))
+    return tokens.masked_fill(torch.arange(13) >= lengths[:, None], 0), lengths
+
+
+def translations(theirs: Any, source: Tensor, lengths: Tensor | None, target: Tensor) -> Tensor:
+    """Return transformers' logits of every token that follows one of `target`."""
+    with torch.no_grad():
+        if lengths is None:
+            return theirs(input_features=source, decoder_input_ids=target, use_cache=False)[0]
+        mask = (torch.arange(source.shape[1]) < lengths[:, None]).long()
+        return theirs(input_ids=source, attention_mask=mask, decoder_input_ids=target, use_cache=False)[0]

@@ -18,6 +18,12 @@ def test_sinusoids_are_those_of_the_paper() -> None:
             assert ours[position, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
 
 
+def test_sines_before_cosines_are_the_same_numbers_in_another_order() -> None:
+    paper = SinusoidalPositions(6)(torch.arange(50))
+    ours = SinusoidalPositions(6, interleaved=False)(torch.arange(50))
+    assert torch.equal(ours, torch.cat((paper[:, 0::2], paper[:, 1::2]), dim=-1))
+
+
 @pytest.mark.parametrize("two_sided", [True, False])
 def test_relative_bias_buckets_are_those_of_t5(two_sided: bool) -> None:
     t5 = pytest.importorskip("transformers.models.t5.modeling_t5", reason="transformers absent")

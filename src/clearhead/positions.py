@@ -40,18 +40,21 @@ class LearnedPositions(nn.Embedding):
 
 
 class SinusoidalPositions(nn.Module):
-    """Sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5); nothing to train."""
+    """Sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, section 3.5); nothing to train.
 
-    def __init__(self, d_model: int, *, base: float = 10_000.0) -> None:
+    The paper alternates them; the code of the time, and Marian, has all sines first: `interleaved=False`.
+    """
+
+    def __init__(self, d_model: int, *, base: float = 10_000.0, interleaved: bool = True) -> None:
         super().__init__()
         if d_model % 2:
             raise ConfigError(f"d_model must be even for sine and cosine pairs, got {d_model}")
-        self.d_model, self.base = d_model, base
+        self.d_model, self.base, self.interleaved = d_model, base, interleaved
 
     def forward(self, positions: Int[Tensor, "*batch time"]) -> Float[Tensor, "*batch time d_model"]:
         """Return `[sin(p w_0), cos(p w_0), sin(p w_1), ...]` with `w_i = base^(-2i/d_model)`, in float32."""
         angles = positions.float().unsqueeze(-1) * frequencies(self.d_model, self.base, positions.device)
-        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1 if self.interleaved else -2).flatten(-2)
 
 
 def frequencies(d: int, base: float, device: torch.device | None = None) -> Float[Tensor, " pairs"]:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clearhead.checkpoints.bart import BART, MARIAN
 from clearhead.checkpoints.bert import BERT
+from clearhead.checkpoints.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from clearhead.checkpoints.distilbert import DISTILBERT
 from clearhead.checkpoints.family import Family, read_config, write_config
 from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, read_json, replacing
@@ -26,6 +28,9 @@ from clearhead.checkpoints.llama import LLAMA, MISTRAL
 from clearhead.checkpoints.mapping import read_tensors, write_tensors
 from clearhead.checkpoints.qwen import QWEN2, QWEN3
 from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
+from clearhead.checkpoints.t5 import T5
+from clearhead.checkpoints.vit import DEIT, VIT
+from clearhead.checkpoints.whisper import WHISPER
 from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
 
@@ -33,7 +38,11 @@ __all__ = ["FAMILIES", "Origin", "find", "load", "origin", "save", "with_head"]
 
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
 DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
-FAMILIES: dict[str, Family[Any]] = {family.model_type: family for family in (*ENCODERS, *DECODERS)}
+PICTURES = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS)
+ENCODER_DECODERS = (MARIAN, BART, T5, WHISPER)
+FAMILIES: dict[str, Family[Any]] = {
+    family.model_type: family for family in (*ENCODERS, *DECODERS, *PICTURES, *ENCODER_DECODERS)
+}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class EncoderDecoderConfig:
     activation: str = "relu"
     biases: Literal["all", "all_but_keys", "none"] = "all"  # Whisper's keys have none
     scale: float | None = None  # of the scores; None: 1/sqrt(d_head); T5 uses 1
-    embedding_scale: float = 512**0.5
+    embedding_scale: float | None = None  # None: sqrt(d_model), as the paper has it
     tied: bool = True  # the output matrix is the word embedding
     logit_scale: float = 1.0  # T5 shrinks what goes into a tied output matrix by 1/sqrt(d_model)
     logit_bias: bool = False  # Marian and BART
@@ -57,13 +57,22 @@ class EncoderDecoderConfig:
     start_id: int = 0  # what the decoder reads first
     end_id: int = 1
     dropout: float = 0.1
+    attention_dropout: float | None = None  # None: as everywhere
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "d_model", "n_heads", "n_encoder_layers", "n_decoder_layers", "d_ff")
-        if wrong := [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
-            raise ConfigError(f"EncoderDecoderConfig: expected positive sizes, got {', '.join(wrong)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"EncoderDecoderConfig: dropout must be in [0, 1), got {self.dropout}")
+        sizes = ("vocab_size", "d_model", "n_heads", "d_head", "n_encoder_layers", "n_decoder_layers", "d_ff")
+        positive = (*sizes, "max_source_len", "max_target_len", "n_mels", "scale", "embedding_scale", "logit_scale")
+        given = {name: value for name in positive if (value := getattr(self, name)) is not None}
+        if wrong := [f"{name} {value}" for name, value in given.items() if value <= 0]:
+            raise ConfigError(f"EncoderDecoderConfig: expected positive numbers, got {', '.join(wrong)}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= (getattr(self, name) or 0.0) < 1:
+                raise ConfigError(f"EncoderDecoderConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+        if self.n_buckets < 4 or self.max_distance <= self.n_buckets // 2:
+            raise ConfigError(
+                f"EncoderDecoderConfig: half of the buckets, at least 4, are for single distances, the rest reach up "
+                f"to max_distance: got {self.n_buckets} buckets for max_distance {self.max_distance}"
+            )
         activation(self.activation)
 
 
@@ -77,8 +86,9 @@ class SoundFront(nn.Module):
         self.second = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
 
     def forward(self, mels: Float[Tensor, "batch mels frames"]) -> Float[Tensor, "batch time d_model"]:
-        """Return one vector for every two frames."""
-        x = nn.functional.gelu(self.second(nn.functional.gelu(self.first(mels))))
+        """Return one vector for every two frames, in the weights' dtype."""
+        x = nn.functional.gelu(self.first(mels.to(self.first.weight.dtype)))
+        x = nn.functional.gelu(self.second(x))
         return x.transpose(1, 2)
 
 
@@ -92,7 +102,7 @@ class Stack(nn.Module):
         if config.positions == "learned":
             self.positions = LearnedPositions(max_len, config.d_model, first=config.first_position)
         elif config.positions == "sinusoidal":
-            self.positions = SinusoidalPositions(config.d_model)
+            self.positions = SinusoidalPositions(config.d_model, interleaved=False)
         self.embedding_norm = _norm(config)() if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.order: Order | None = None
@@ -161,7 +171,7 @@ class EncoderDecoder(nn.Module):
         if (self.front is not None) != source.is_floating_point():
             expected = "a mel spectrogram" if self.front is not None else "token ids"
             raise ShapeError(f"this model reads {expected}, got {source.dtype} of shape {tuple(source.shape)}")
-        x = self.config.embedding_scale * self.words(source) if self.front is None else self.front(source)
+        x = self._embed(source) if self.front is None else self.front(source)
         return self.encoder(x, mask=Mask(key_lengths=source_lengths))
 
     def decode(
@@ -177,12 +187,16 @@ class EncoderDecoder(nn.Module):
         What cross-attention makes of `memory` is computed once for a cache: a cache is for one memory.
         """
         return self.decoder(
-            self.config.embedding_scale * self.words(target),
+            self._embed(target),
             memory,
             mask=Mask(causal=True),
             memory_mask=Mask(key_lengths=source_lengths),
             cache=cache,
         )
+
+    def _embed(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
+        scale = self.config.embedding_scale
+        return self.words(tokens) * (self.config.d_model**0.5 if scale is None else scale)
 
     def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Return a score for every token."""
@@ -223,7 +237,7 @@ def _attention(config: EncoderDecoderConfig) -> MultiHeadAttention:
         config.n_heads,
         d_head=config.d_head,
         bias=config.biases != "none",
-        dropout=config.dropout,
+        dropout=config.dropout if config.attention_dropout is None else config.attention_dropout,
         scale=config.scale,
     )
     if config.biases == "all_but_keys":
