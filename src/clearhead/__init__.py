@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clearhead.attention import CAUSAL, EVERYWHERE, Mask, MultiHeadAttention, attend, attention_map
-    from clearhead.block import Block, FeedForward, post_norm, pre_norm
+    from clearhead.block import Block, FeedForward, GatedFeedForward, RMSNorm, post_norm, pre_norm
     from clearhead.cache import KVCache, LayerCache
     from clearhead.checkpoints import find, load, save, with_head
     from clearhead.classification import classify, embed, fastest
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TrainingError,
         WatchError,
     )
+    from clearhead.generation import generate
     from clearhead.models.bert import (
         Bert,
         BertConfig,
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
         BertForSequenceClassification,
         BertForTokenClassification,
     )
+    from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+    from clearhead.models.gpt import GPT, GPTConfig, GPTForCausalLM, RotaryConfig
+    from clearhead.models.vit import ViT, ViTConfig, ViTForImageClassification
     from clearhead.packed import pack
     from clearhead.positions import ALiBi, LearnedPositions, Order, RelativeBias, SinusoidalPositions
     from clearhead.rotary import Rotary
@@ -51,7 +55,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "clearhead.attention": ("CAUSAL", "EVERYWHERE", "Mask", "MultiHeadAttention", "attend", "attention_map"),
-    "clearhead.block": ("Block", "FeedForward", "post_norm", "pre_norm"),
+    "clearhead.block": ("Block", "FeedForward", "GatedFeedForward", "RMSNorm", "post_norm", "pre_norm"),
     "clearhead.cache": ("KVCache", "LayerCache"),
     "clearhead.checkpoints": ("find", "load", "save", "with_head"),
     "clearhead.classification": ("classify", "embed", "fastest"),
@@ -67,6 +71,7 @@ _HOME = {
         "TrainingError",
         "WatchError",
     ),
+    "clearhead.generation": ("generate",),
     "clearhead.models.bert": (
         "Bert",
         "BertConfig",
@@ -74,6 +79,9 @@ _HOME = {
         "BertForSequenceClassification",
         "BertForTokenClassification",
     ),
+    "clearhead.models.encoder_decoder": ("EncoderDecoder", "EncoderDecoderConfig"),
+    "clearhead.models.gpt": ("GPT", "GPTConfig", "GPTForCausalLM", "RotaryConfig"),
+    "clearhead.models.vit": ("ViT", "ViTConfig", "ViTForImageClassification"),
     "clearhead.packed": ("pack",),
     "clearhead.positions": ("ALiBi", "LearnedPositions", "Order", "RelativeBias", "SinusoidalPositions"),
     "clearhead.rotary": ("Rotary",),
