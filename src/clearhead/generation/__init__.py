@@ -14,13 +14,12 @@ Next: `sampling.py` (scores to tokens), `reading.py` (tokens to scores), then `b
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-import torch
 from torch import nn
 
 from clearhead.errors import ConfigError
 from clearhead.generation.assisted import Draft, assisted
 from clearhead.generation.beams import Beams, Hypothesis, beam_search
-from clearhead.generation.reading import Opens, Prompt, Reader, check, open_reader
+from clearhead.generation.reading import Opens, Prompt, check, open_reader
 from clearhead.generation.sampling import GREEDY, Adjust, Choose, Greedy, Never, NoRepeats, RepetitionPenalty, Sampled
 from clearhead.generation.writing import End, Step, Stop, Token, stopper, write
 
@@ -72,13 +71,13 @@ def generate(
         found = hypotheses(model, prompts, choose, max_new_tokens=max_new_tokens, adjust=adjust, stop=stop, begin=begin)
         return told([row[0] for row in found], ends)
     if draft is None:
-        return write(opened(model, prompts, max_new_tokens, begin), max_new_tokens, choose, adjust, ends)
+        return write(open_reader(model, prompts, max_new_tokens, begin), max_new_tokens, choose, adjust, ends)
     for each in (model, draft.model):
         check(each, prompts, begin)
 
     def one_by_one() -> Iterator[Step]:
         for row, prompt in enumerate(prompts):
-            ours, theirs = (opened(each, [prompt], max_new_tokens, begin) for each in (model, draft.model))
+            ours, theirs = (open_reader(each, [prompt], max_new_tokens, begin) for each in (model, draft.model))
             yield from assisted(ours, theirs, row, max_new_tokens, draft.n_tokens, choose, adjust, ends)
 
     return one_by_one()
@@ -98,7 +97,7 @@ def hypotheses(
     check_request(max_new_tokens, beams, None)
     if not prompts:
         return []
-    reader = opened(model, prompts, max_new_tokens, begin)
+    reader = open_reader(model, prompts, max_new_tokens, begin)
     return beam_search(reader, beams, max_new_tokens, adjust, stopper(stop), 1 if callable(stop) else len(stop))
 
 
@@ -123,12 +122,6 @@ def ended(answer: Hypothesis, n: int, stop: Stop) -> End:
     if n + 1 < len(answer.ids):
         return None
     return "stop" if stop(answer.ids) else "length"
-
-
-@torch.no_grad()
-def opened(model: nn.Module | Opens, prompts: Sequence[Prompt], n_new: int, begin: Sequence[int] | None) -> Reader:
-    """Return a reader of `prompts`, and of an encoder-decoder's sources what it makes of them."""
-    return open_reader(model, prompts, n_new, begin)
 
 
 def check_request(max_new_tokens: int, choose: Choose | Beams, draft: Draft | None) -> None:

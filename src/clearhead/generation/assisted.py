@@ -63,7 +63,6 @@ class Side:
             self.n_read = length
 
 
-@torch.no_grad()
 def assisted(
     reader: Reader,
     drafting: Reader,
@@ -78,6 +77,10 @@ def assisted(
 
     Raises ConfigError where model and draft do not have the same vocabulary.
     """
+    if reader.vocab_size != drafting.vocab_size:
+        raise ConfigError(
+            f"model and draft need one vocabulary, got {reader.vocab_size} and {drafting.vocab_size} tokens"
+        )
     model, draft = Side(reader), Side(drafting)
     text, begun, dice = reader.texts[0], len(reader.texts[0]), choose.dice(row)
     device = reader.prompt.device
@@ -86,8 +89,6 @@ def assisted(
         scores = model.scores(text + guesses, len(guesses) + 1, device)
         contexts = [text + guesses[:i] for i in range(len(guesses) + 1)]
         p = choose.distribution(torch.cat([adjusted(s[None], adjust, [c]) for s, c in zip(scores, contexts)]))
-        if q and p.shape[-1] != len(q[0]):
-            raise ConfigError(f"model and draft need one vocabulary, got {p.shape[-1]} and {len(q[0])} tokens")
         kept = accept(guesses, p, q, dice)
         logprobs = scores.log_softmax(-1)
         for i, token in enumerate(kept):
@@ -122,7 +123,7 @@ def guess(
 
 
 def accept(
-    guesses: Sequence[int], p: Float[Tensor, "guesses+1 vocab"], q: Sequence[Tensor], dice: random.Random
+    guesses: Sequence[int], p: Float[Tensor, "more vocab"], q: Sequence[Tensor], dice: random.Random
 ) -> list[int]:
     """Return the guesses that are kept, and one token more: drawn again, or after the last guess."""
     for i, token in enumerate(guesses):

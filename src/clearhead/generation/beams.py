@@ -93,7 +93,6 @@ class Row:
         return self.running[0].total / length**beams.length_penalty <= self.finished[-1].score
 
 
-@torch.no_grad()
 def beam_search(
     reader: Reader, beams: Beams, n_new: int, adjust: Sequence[Adjust], stop: Stop, n_stops: int = 1
 ) -> list[list[Hypothesis]]:

@@ -42,6 +42,9 @@ FUSED: dict[Activation | None, tuple[str, str]] = {
     F.silu: ("swish", "none"),
 }
 
+# Channels the int8 kernel reads at a time: it does not check, and reads past the end of a row that is no multiple.
+KERNEL_READS = 32
+
 
 class PlainLinear(nn.Module):
     """`then(x @ weight^T + bias)` by ordinary calls, which every processor and dtype has."""
@@ -84,12 +87,15 @@ class Int8Linear(nn.Module):
         super().__init__()
         # a little more than amax / 127, lest rounding the scale down makes the largest number overflow
         self.scale = (weight.abs().amax(1).clamp(min=1e-12) / 126.5).bfloat16()
-        self.whole = (weight / self.scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+        self.spare = -weight.shape[1] % KERNEL_READS
+        whole = (weight / self.scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+        self.whole = F.pad(whole, (0, self.spare))
         self.bias, self.then = bias, then
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output in x's dtype."""
-        y = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.whole, self.scale)
+        rows = x.flatten(0, -2).bfloat16()
+        y = torch._weight_int8pack_mm(F.pad(rows, (0, self.spare)) if self.spare else rows, self.whole, self.scale)
         y = y.view(*x.shape[:-1], -1).to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y if self.then is None else self.then(y)

@@ -26,11 +26,13 @@ from clearhead.models.gpt import GPTForCausalLM
 Prompt = Sequence[int] | Tensor  # token ids, or (mels, frames) for a model that hears
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Rows of one model, read up to the same token."""
 
     prompt: Int[Tensor, "rows time"]  # what has to be read first
     texts: list[list[int]]  # the same without padding: what an answer follows
+    vocab_size: int
 
     def read(self, tokens: Int[Tensor, "rows new"], last: int = 1) -> Float[Tensor, "rows last vocab"]:
         """Read tokens and return the scores of what follows each of the `last` ones."""
@@ -54,12 +56,14 @@ class GPTReader:
     """A decoder and its cache."""
 
     def __init__(self, model: GPTForCausalLM, prompts: Sequence[Sequence[int]], n_new: int) -> None:
-        self.model, self.texts = model, [list(prompt) for prompt in prompts]
+        self.model, self.vocab_size = model, model.config.vocab_size
+        self.texts = [list(prompt) for prompt in prompts]
         device = model.gpt.words.weight.device
         self.prompt, self.starts = right_aligned(self.texts, device)
         # the last token is written, never read
         self.cache = model.new_cache(len(prompts), self.prompt.shape[1] + n_new - 1)
 
+    @torch.no_grad()
     def read(self, tokens: Int[Tensor, "rows new"], last: int = 1) -> Float[Tensor, "rows last vocab"]:
         """Read tokens and return the scores of what follows each of the `last` ones."""
         return self.model.logits(self.model.gpt(tokens, self.starts, cache=self.cache)[:, -last:])
@@ -78,8 +82,9 @@ class GPTReader:
 class EncoderDecoderReader:
     """A decoder, its cache, and the memory of the source that it looks into."""
 
+    @torch.no_grad()
     def __init__(self, model: EncoderDecoder, sources: Sequence[Prompt], n_new: int, begin: Sequence[int]) -> None:
-        self.model = model
+        self.model, self.vocab_size = model, model.config.vocab_size
         device = model.words.weight.device
         if model.front is None:
             tokens = [torch.tensor(source) for source in sources]
@@ -96,6 +101,7 @@ class EncoderDecoderReader:
         self.prompt = torch.tensor(self.texts, device=device)
         self.cache = model.new_cache(len(sources), len(begin) + n_new - 1)
 
+    @torch.no_grad()
     def read(self, tokens: Int[Tensor, "rows new"], last: int = 1) -> Float[Tensor, "rows last vocab"]:
         """Read tokens and return the scores of what follows each of the `last` ones."""
         hidden = self.model.decode(tokens, self.memory, self.lengths, cache=self.cache)

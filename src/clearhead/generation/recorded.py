@@ -120,13 +120,14 @@ class RecordedReader:
     """The rows in use; those not in use are computed too, and ignored."""
 
     def __init__(self, recorded: Recorded, texts: list[list[int]]) -> None:
-        self.recorded, self.texts = recorded, texts
+        self.recorded, self.texts, self.vocab_size = recorded, texts, recorded.model.config.vocab_size
         self.prompt, starts = right_aligned(texts, recorded.token.device)
         recorded.cache.truncate(0)
         recorded.starts.zero_()
         if starts is not None:
             recorded.starts[: len(texts)] = starts
 
+    @torch.no_grad()
     def read(self, tokens: Int[Tensor, "rows new"], last: int = 1) -> Float[Tensor, "rows last vocab"]:
         """Read tokens and return the scores of what follows each of the `last` ones, until the next call."""
         n_rows, recorded = len(tokens), self.recorded

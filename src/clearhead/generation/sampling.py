@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +57,7 @@ def draw(probabilities: Float[Tensor, "rows vocab"], uniforms: Float[Tensor, " r
     return torch.searchsorted(heights, level, right=True).squeeze(-1).clamp(max=last)
 
 
+@runtime_checkable
 class Choose(Protocol):
     """What turns scores into one token a row."""
 

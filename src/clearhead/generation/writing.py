@@ -47,7 +47,6 @@ def stopper(stop: Collection[int] | Stop) -> Stop:
     return lambda answer: answer[-1] in tokens
 
 
-@torch.no_grad()
 def write(reader: Reader, n_new: int, choose: Choose, adjust: Sequence[Adjust], stop: Stop) -> Iterator[Step]:
     """Yield one token for every row that is not done, up to `n_new` times."""
     texts, rows = reader.texts, list(range(len(reader.texts)))
