@@ -7,6 +7,7 @@ the rules of the house, `test_attention.py` states the project.
 import os
 import random
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,10 @@ from hypothesis import settings
 # transformers with it, because this one module describes those operators to torch.compile. Nothing here calls them.
 DESCRIPTIONS = "torchvision._meta_registrations"
 sys.modules.setdefault(DESCRIPTIONS, ModuleType(DESCRIPTIONS))
+
+# A job that a shell started with `&` ignores Ctrl-C, and so would every child that a test sends one to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # also makes sums, and so golden numbers, the same with and without xdist
 
