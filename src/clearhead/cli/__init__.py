@@ -15,6 +15,7 @@ Next: `commands.py`, then `classification.py`, the verb most people come for.
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ Also: train, models, --version. More: clearhead --help, clearhead classify --hel
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` is what follows `clearhead`, sys.argv's unless given."""
+    if ours := argv is None:  # the process is the command's, not some program's that calls this function
+        end_on_ctrl_c()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("CLEARHEAD_DEBUG", "") not in ("", "0")
     if "--debug" in (options := argv[: argv.index("--")] if "--" in argv else argv):
@@ -49,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif argv == ["--version"]:
             print(f"clearhead {__version__}")
         else:
+            if ours and argv[0] != "train":  # which may compile
+                from clearhead.cli.startup import hasten
+
+                hasten()
             from clearhead.cli import commands  # tyro: 60 ms in which Ctrl-C should already be quiet
 
             commands.dispatch(argv)
@@ -68,6 +75,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # tyro: --help, or a command that was not understood
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
+
+
+def end_on_ctrl_c() -> None:
+    """From now on let Ctrl-C end the process at once, with exit code 130, unless whoever started it turned that off.
+
+    KeyboardInterrupt is an exception, and exceptions get lost: torch drops any that is raised while it imports numpy,
+    and goes on without numpy, or aborts.
+    """
+
+    def end(number: int, frame: object) -> None:
+        try:
+            if os.isatty(2):
+                os.write(2, b"\x1b[?25h")  # show the cursor: the progress bar of a training hides it
+            sys.stdout.flush()  # answers that were found
+        finally:
+            os._exit(128 + number)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
 
 
 def complain(message: str) -> int:

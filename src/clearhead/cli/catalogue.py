@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clearhead.cli.output import dump
-from clearhead.cli.startup import quickly
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,8 @@ class Shipped:
 
 def run(*, as_json: bool) -> None:
     """Print both lists."""
-    with quickly():
-        from clearhead.checkpoints import FAMILIES
-        from clearhead.checkpoints.files import CONFIG, DEFAULTS
+    from clearhead.checkpoints import FAMILIES
+    from clearhead.checkpoints.files import CONFIG, DEFAULTS
 
     shipped = [Shipped.read(path.parent) for path in sorted(DEFAULTS.glob(f"*/{CONFIG}"))]
     families = {name: list(family.architectures) for name, family in FAMILIES.items()}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clearhead.cli.output import columns, dump, is_for_eyes, one_line, refuse, require_text
-from clearhead.cli.startup import quickly
 from clearhead.data.text import read_texts
 from clearhead.errors import ClearheadError
 
@@ -47,10 +46,9 @@ def run(
             refuse(f"--{name} must be at least 1, got {number}")
     arrivals = arriving(texts, files)
     first = next(arrivals)  # an input that is not there need not wait for PyTorch
-    with quickly():
-        from clearhead.cli.labeller import Labeller
+    from clearhead.cli.labeller import Labeller
 
-        labeller = Labeller(model, dtype=dtype, threads=threads)
+    labeller = Labeller(model, dtype=dtype, threads=threads)
     table = Table.of(labeller.labels)
     for some in chain([first], arrivals):
         for text, (probabilities, windows) in zip(some, labeller.read(some)):

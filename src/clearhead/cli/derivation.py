@@ -1,17 +1,15 @@
 """`clearhead derive`: attention in eight steps, on a layer of a model that has just read the text."""
 
 from clearhead.cli.output import dump
-from clearhead.cli.startup import quickly
 
 
 def run(
     text: str, *, query: str | None, layer: int | None, head: int | None, model: str, as_json: bool, source: bool
 ) -> None:
     """Read the text, choose what was left open, derive, and print."""
-    with quickly():
-        from clearhead.cli.reading import Reading
-        from clearhead.derivation import derive
-        from clearhead.derivation.words import label
+    from clearhead.cli.reading import Reading
+    from clearhead.derivation import derive
+    from clearhead.derivation.words import label
 
     reading = Reading(text, model, query=query, layer=layer, head=head)
     view = reading.view
