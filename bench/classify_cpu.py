@@ -89,7 +89,7 @@ def contestants(folder: Path, *, compiled: bool) -> dict[str, Call]:
     transformers.utils.logging.disable_progress_bar()
     print(f"peer       transformers {transformers.__version__}")
     opened = transformers.AutoModelForSequenceClassification.from_pretrained
-    theirs, half = opened(folder).eval(), opened(folder, dtype=torch.bfloat16).eval()
+    theirs, half = (opened(folder, dtype=dtype).eval() for dtype in (torch.float32, torch.bfloat16))
     model = load(folder)
     calls: dict[str, Call] = {
         "transformers": masked(lambda **batch: theirs(**batch).logits),

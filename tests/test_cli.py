@@ -614,3 +614,40 @@ def test_colour_is_for_terminals_that_want_it(changes: dict[str, str], coloured:
 if __name__ == "__main__":  # see test_help_is_what_was_decided
     for page in ([], *([command] for command in COMMANDS)):
         main([*page, "--help"])
+
+
+def test_see_and_derive_read_a_gpt_with_its_causal_mask(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    from clearhead import GPTConfig, GPTForCausalLM, save
+
+    tokenizer = Tokenizer.load(folder)
+    sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 32, "max_len": 32}
+    save(GPTForCausalLM(GPTConfig(vocab_size=tokenizer.vocab_size, **sizes)), tmp_path / "gpt", tokenizer=tokenizer)
+    options = [
+        "not too shabby",
+        "--query",
+        "too",
+        "--layer",
+        "1",
+        "--head",
+        "0",
+        "--json",
+        "--model",
+        str(tmp_path / "gpt"),
+    ]
+    assert main(["derive", *options]) == 0
+    derived = json.loads(capsys.readouterr().out)
+    weights = next(step for step in derived["steps"] if step["name"] == "softmax")["tensors"]["weights"]["values"]
+    assert main(["see", *options]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    place = derived["query"]
+    assert all(weight == 0 for weight in weights[place + 1 :]) and weights[place] > 0
+    assert seen["map"][place] == pytest.approx(weights, abs=1e-6)
+
+
+def test_see_of_a_model_that_reads_no_text_is_a_sentence(tmp_path: Path, capsys: Any) -> None:
+    from clearhead import ViTConfig, ViTForImageClassification, save
+
+    config = ViTConfig(image_size=(8, 8), patch_size=4, d_model=16, n_heads=2, n_layers=1, d_ff=16, labels=("a", "b"))
+    save(ViTForImageClassification(config), tmp_path / "vit", family="vit")
+    assert main(["see", "hello", "--model", str(tmp_path / "vit")]) == 1
+    assert "expected a model that reads one text" in capsys.readouterr().err

@@ -13,8 +13,8 @@ def run(
 
     reading = Reading(text, model, query=query, layer=layer, head=head)
     view = reading.view
-    attention, x = reading.layer
-    derivation = derive(attention, x, view.words, query=view.query, head=view.head)
+    attention, (x, mask) = reading.layer
+    derivation = derive(attention, x, view.words, query=view.query, head=view.head, mask=mask)
     if as_json:
         found = derivation.to_json()
         if not source:
