@@ -5,16 +5,18 @@ Every fact is shown in a process that has not imported torch yet.
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from clearhead.checkpoints import FAMILIES, save
+from clearhead.checkpoints import save
 from clearhead.cli.startup import PUT_OFF, TESTED, torch_version
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassification
+from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from clearhead.models.gpt import GPTConfig, GPTForCausalLM, RotaryConfig
+from clearhead.models.vit import ViT, ViTConfig
 
 HASTEN = "import sys, types\nfrom clearhead.cli import startup\nstartup.hasten()\nimport torch\n"
 WAITING = "[name for name in startup.PUT_OFF if isinstance(sys.modules.get(name), startup.StandIn)]"
@@ -104,13 +106,23 @@ def test_a_command_imports_nothing_that_its_answer_does_not_need(command: str, f
     run(code + NOTHING_YET, command, "not shabby", "--model", folder)
 
 
-def test_a_model_of_every_family_is_loaded_without_what_was_put_off(tmp_path: Path) -> None:
-    config = BertConfig(vocab_size=99, d_model=32, n_heads=2, n_layers=2, d_ff=48, max_len=16)
-    for family in FAMILIES:
-        theirs = {"distilbert": {"n_segments": 0, "pooler": None}}.get(family, {})
-        theirs = {"pad_id": 1, "first_position": 2, "n_segments": 1} if "roberta" in family else theirs
-        save(Bert(replace(config, **theirs)), tmp_path / family, family=family)
-    load = "from clearhead.checkpoints import FAMILIES, load\nfor family in FAMILIES:\n    load(sys.argv[1] + family)\n"
+def test_a_model_of_every_kind_is_loaded_without_what_was_put_off(tmp_path: Path) -> None:
+    bert = {"vocab_size": 99, "d_model": 32, "n_heads": 2, "n_layers": 2, "d_ff": 48, "max_len": 16}
+    roberta = {**bert, "pad_id": 1, "first_position": 2, "n_segments": 1}
+    gpt = {"norm": "rms", "feed_forward": "gated", "activation": "silu", "biases": "none", "rotary": RotaryConfig()}
+    halves = {"vocab_size": 99, "d_model": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1, "d_ff": 48}
+    models = {
+        "bert": Bert(BertConfig(**bert)),
+        "roberta": Bert(BertConfig(**roberta)),
+        "distilbert": Bert(BertConfig(**bert, n_segments=0, pooler=None)),
+        "gpt2": GPTForCausalLM(GPTConfig(**bert)),
+        "llama": GPTForCausalLM(GPTConfig(**{**bert, **gpt})),
+        "vit": ViT(ViTConfig(image_size=(8, 8), patch_size=4, d_model=32, n_heads=2, n_layers=1, d_ff=48)),
+        "marian": EncoderDecoder(EncoderDecoderConfig(**halves)),
+    }
+    for family, model in models.items():
+        save(model, tmp_path / family, family=family)
+    load = f"from clearhead.checkpoints import load\nfor family in {list(models)}:\n    load(sys.argv[1] + family)\n"
     run(HASTEN + load + NOTHING_YET, f"{tmp_path}/")
 
 

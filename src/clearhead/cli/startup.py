@@ -8,7 +8,7 @@ So collections are rarer, the last one has nothing to do, and three modules of t
 they would be. Whoever asks a stand-in for anything gets the real modules, and so does whoever imports one more module
 of torch, as everything does that compiles, exports or traces. What can tell the difference in between is arithmetic on
 the meta device, which lacks its rules for some operators and then raises NotImplementedError; no command does any, but
-for building a model by shapes, which a test holds for every family. Tensors that hold numbers never ask.
+for building a model by shapes, which a test holds for every kind of model. Tensors that hold numbers never ask.
 
 Only `main` calls this, and only in a process of its own, not for `train`. A torch that is not TESTED is left alone.
 """
