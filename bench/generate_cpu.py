@@ -1,9 +1,10 @@
 """Tokens a second of GPT-2 124M on a CPU: clearhead against transformers and CTranslate2, the same random weights.
 
-    python bench/generate_cpu.py [--rounds 5] [--batch 1 8] [--prompt 32] [--new 64] [--threads 2]
+    python bench/generate_cpu.py [--rounds 5] [--batch 1 8] [--prompt 32] [--new 64] [--threads 2] [--no-compile]
 
 The baseline is transformers' generate() as people run it, greedy and with its cache. It is also given the one flag
-that makes float32 products faster on a CPU (`torch.set_float32_matmul_precision("medium")`), and bfloat16 weights.
+that makes float32 products faster on a CPU (`torch.set_float32_matmul_precision("medium")`), and bfloat16 weights. Ours
+runs packed, at once, and for one prompt also compiled, which takes a minute before the first token.
 Before anything is timed, the logits of every contestant that shows them are compared with float64 along the same text,
 in units of their spread; the others are compared by the tokens they write. Peers that are absent are skipped by name.
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from clearhead.checkpoints import load
 from clearhead.generation import answers, generate
 from clearhead.generation.packed import fastest
+from clearhead.generation.recorded import Recorded
 from clearhead.models.gpt import GPTForCausalLM
 
 Prompts = list[list[int]]
@@ -45,7 +47,7 @@ def main() -> None:
     print(f"input      prompts of {asked.prompt} random tokens, {asked.new} new ones, greedy")
     with tempfile.TemporaryDirectory() as folder:
         theirs = publish(transformers, Path(folder))
-        models, notes = ours(Path(folder))
+        models, notes = ours(Path(folder), None if asked.no_compile else asked.prompt + asked.new)
         calls: dict[str, Call] = {
             "transformers": with_transformers(theirs),
             "transformers, medium": medium(with_transformers(theirs)),
@@ -54,10 +56,11 @@ def main() -> None:
             **ctranslate2(Path(folder)),
         }
         for batch in asked.batch:
-            race(calls, notes, theirs, prompts(batch, asked.prompt), asked.new, asked.rounds)
+            able = {name: call for name, call in calls.items() if batch == 1 or "compiled" not in name}
+            race(able, notes, prompts(batch, asked.prompt), asked.new, asked.rounds)
 
 
-def race(calls: dict[str, Call], notes: dict[str, str], theirs: Any, given: Prompts, n_new: int, rounds: int) -> None:
+def race(calls: dict[str, Call], notes: dict[str, str], given: Prompts, n_new: int, rounds: int) -> None:
     """Let everybody write once and compare, then time."""
     expected = calls[BASELINE](given, n_new)
     said = dict(notes)
@@ -74,25 +77,34 @@ def race(calls: dict[str, Call], notes: dict[str, str], theirs: Any, given: Prom
 # ---------------------------------------------------------------- the contestants
 
 
-def ours(folder: Path) -> tuple[dict[str, GPTForCausalLM], dict[str, str]]:
-    """Return our models, those of them whose logits are right, and what each is and how far off."""
+def ours(folder: Path, max_len: int | None) -> tuple[dict[str, GPTForCausalLM | Recorded], dict[str, str]]:
+    """Return our models, those of them whose logits are right, and what each is and how far off.
+
+    With a `max_len`, also the step of one row compiled for it.
+    """
     plain = load(folder)
     exact_model = load(folder, dtype=torch.float64)
     text = torch.tensor(prompts(2, 64))
     with torch.no_grad():
         exact = exact_model(text)
     kinds = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
-    found = {"clearhead, the model as it is": (plain, "fp32", "")}
+    found: dict[str, tuple[GPTForCausalLM | Recorded, str, str]] = {
+        "clearhead, the model as it is": (plain, "fp32", "")
+    }
     for kind, dtype in kinds.items():
         model, note = fastest(plain, dtype)
         if model is plain:
             print(f"skipped    clearhead {kind}: {note}")
         else:
             found[f"clearhead {kind}"] = (model, kind, note)
+        if max_len is not None:
+            compiled = Recorded(plain, max_len=max_len, compiled=True, dtype=dtype)
+            found[f"clearhead {kind}, compiled"] = (compiled, kind, "one row, by torch.compile")
     models, notes = {}, {}
     for name, (model, kind, note) in found.items():
         with torch.no_grad():
-            error = float((model(text).double() - exact).square().mean().sqrt() / exact.std())
+            logits = (model.model if isinstance(model, Recorded) else model)(text)
+            error = float((logits.double() - exact).square().mean().sqrt() / exact.std())
         if error > BOUND[kind]:
             print(f"left out   {name}: logits off by {error:.1e} of their spread")
             continue
@@ -100,15 +112,15 @@ def ours(folder: Path) -> tuple[dict[str, GPTForCausalLM], dict[str, str]]:
     return models, notes
 
 
-def with_ours(model: GPTForCausalLM) -> Call:
+def with_ours(model: GPTForCausalLM | Recorded) -> Call:
     return lambda given, n_new: answers(generate(model, given, max_new_tokens=n_new), len(given))
 
 
-def with_transformers(model: Any) -> Call:
+def with_transformers(model: Any, **settings: Any) -> Call:
     def call(given: Prompts, n_new: int) -> list[list[int]]:
-        tokens = torch.tensor(given)
+        tokens = torch.tensor(given, device=model.device)
         written: Tensor = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_new, do_sample=False
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=n_new, do_sample=False, **settings
         )
         return written[:, tokens.shape[1] :].tolist()
 
@@ -194,6 +206,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=32, help="tokens a prompt")
     parser.add_argument("--new", type=int, default=64, help="new tokens")
     parser.add_argument("--threads", type=int, help="of torch and of every peer")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what has to be compiled first")
     return parser.parse_args()
 
 

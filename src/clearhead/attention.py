@@ -263,14 +263,13 @@ class MultiHeadAttention(nn.Module):
 def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
     """Refuse what does not fit, with what came and what was expected; kernels differ in what they let through."""
     tensors = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
-    shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
     if not isinstance(mask, Mask):
         raise ShapeError(
             f"mask is a {type(mask).__name__}: expected clearhead.Mask, e.g. Mask(causal=True), "
             f"Mask(allowed=boolean tensor, True = may look) or Mask(bias=float tensor)"
         )
     if any(t.ndim != 4 for t in tensors.values()):
-        raise ShapeError(f"expected (batch, heads, time, d_head) for each of q, k, v, got {shapes}")
+        raise ShapeError(f"expected (batch, heads, time, d_head) for each of q, k, v, got {_shapes(tensors)}")
     if len({t.dtype for t in tensors.values()}) > 1:
         raise ShapeError(f"q, k, v differ in dtype: {', '.join(f'{n} {t.dtype}' for n, t in tensors.items())}")
     if len({t.device for t in tensors.values()}) > 1:
@@ -278,12 +277,18 @@ def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
             f"q, k, v are on different devices: {', '.join(f'{n} {t.device}' for n, t in tensors.items())}"
         )
     if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
-        raise ShapeError(f"q and k must agree in batch and d_head, got {shapes}")
+        raise ShapeError(f"q and k must agree in batch and d_head, got {_shapes(tensors)}")
     if v is not None and k.shape[:3] != v.shape[:3]:
-        raise ShapeError(f"k and v must agree in batch, heads and time, got {shapes}")
+        raise ShapeError(f"k and v must agree in batch, heads and time, got {_shapes(tensors)}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ShapeError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key/value heads evenly: {shapes}")
+        raise ShapeError(
+            f"{q.shape[1]} query heads cannot share {k.shape[1]} key/value heads evenly: {_shapes(tensors)}"
+        )
     _check_mask(mask, q, k)
+
+
+def _shapes(tensors: dict[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
 
 
 def _check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:

@@ -25,6 +25,22 @@ def test_a_compiled_step_writes_the_same(name: str, rows: int, compiler: str) ->
     assert answers(generate(recorded, prompts, max_new_tokens=8), rows) == expected
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.int8, 0.04)], ids=str)
+def test_a_compiled_step_may_read_fewer_bits(dtype: torch.dtype, bound: float, compiler: str) -> None:
+    torch._dynamo.reset()
+    model, [text] = decoder(), texts(10)
+    reader = Recorded(model, max_len=20, compiled=True, dtype=dtype).open([text[:4]], 9)
+    came = torch.cat([reader.read(piece).clone() for piece in torch.tensor([text]).split([4, *[1] * 6], 1)], 1)[0]
+    exact = model(torch.tensor([text]))[0, 3:]
+    assert 0 < (came - exact).square().mean().sqrt() / exact.std() < bound
+
+
+def test_fewer_bits_are_for_a_compiled_row() -> None:
+    with pytest.raises(ConfigError, match="rows=1, compiled=True"):
+        Recorded(decoder(), rows=2, max_len=9, dtype=torch.int8)
+
+
 def test_only_a_decoder_is_recorded() -> None:
     with pytest.raises(ConfigError, match="got a EncoderDecoder"):
         Recorded(encoder_decoder(), max_len=9)

@@ -16,7 +16,6 @@ decoder here can be packed, and `watch` sees it. A model trained further has to 
 """
 
 import copy
-import platform
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -25,22 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.attention import MultiHeadAttention
-from clearhead.block import Activation, FeedForward, GatedFeedForward, gelu_tanh
+from clearhead.block import Activation, FeedForward, GatedFeedForward
 from clearhead.errors import ConfigError
 from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.gpt import GPTForCausalLM
+from clearhead.packed import FUSED, onednn_obstacle
 
 Model = TypeVar("Model", GPTForCausalLM, EncoderDecoder)
 # weight, bias, what comes after -> a layer
 MakeLinear = Callable[[Tensor, Tensor | None, Activation | None], nn.Module]
-
-# What oneDNN computes while the product is still in registers, and by which algorithm; the rest is called afterwards.
-FUSED: dict[Activation | None, tuple[str, str]] = {
-    F.gelu: ("gelu", "none"),
-    gelu_tanh: ("gelu", "tanh"),
-    F.relu: ("relu", "none"),
-    F.silu: ("swish", "none"),
-}
 
 # Channels the int8 kernel reads at a time: it does not check, and reads past the end of a row that is no multiple.
 KERNEL_READS = 32
@@ -71,7 +63,7 @@ class OneDNNLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output in x's dtype."""
-        y = torch.ops.mkldnn._linear_pointwise(
+        y = torch.ops.mkldnn._linear_pointwise.default(
             x.to(self.dtype), self.weight, self.bias, self.fused, [], self.algorithm
         ).to(x.dtype)
         return y if self.then is None else self.then(y)
@@ -85,10 +77,8 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
         super().__init__()
-        # a little more than amax / 127, lest rounding the scale down makes the largest number overflow
-        self.scale = (weight.abs().amax(1).clamp(min=1e-12) / 126.5).bfloat16()
+        whole, self.scale = eight_bits(weight)
         self.spare = -weight.shape[1] % KERNEL_READS
-        whole = (weight / self.scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
         self.whole = F.pad(whole, (0, self.spare))
         self.bias, self.then = bias, then
 
@@ -99,6 +89,13 @@ class Int8Linear(nn.Module):
         y = y.view(*x.shape[:-1], -1).to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y if self.then is None else self.then(y)
+
+
+def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole numbers from -127 to 127 and a bfloat16 scale a row, so that `weight` is nearly their product."""
+    # a little more than amax / 127, lest rounding the scale down makes the largest number overflow
+    scale = (weight.abs().amax(1).clamp(min=1e-12) / 126.5).bfloat16()
+    return (weight / scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8), scale
 
 
 class PackedAttention(MultiHeadAttention):
@@ -210,15 +207,7 @@ def obstacle(model: nn.Module, dtype: torch.dtype) -> str | None:
         return None if hasattr(torch, "_weight_int8pack_mm") else f"torch {torch.__version__} has no int8 product"
     if dtype not in (torch.float32, torch.bfloat16):
         return "expected float32, bfloat16 or int8"
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return f"oneDNN's packed weights are for x86 processors, this is {platform.machine()}"
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return "this torch was built without oneDNN"
-    if not all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
-        return f"torch {torch.__version__} has no packed linear operators"
-    if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
-        return "this processor has no bfloat16 instructions"
-    return None
+    return onednn_obstacle(dtype)
 
 
 def joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:

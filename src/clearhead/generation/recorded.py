@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,25 +24,37 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clearhead.block import Activation
 from clearhead.cache import FixedLayerCache
 from clearhead.errors import ConfigError, InputError
-from clearhead.generation.packed import PlainLinear, rebuilt
+from clearhead.generation.packed import PlainLinear, eight_bits, rebuilt
 from clearhead.generation.reading import Prompt, check, right_aligned
 from clearhead.models.gpt import GPTForCausalLM
 
 WARM_UP = 3  # steps before recording: libraries choose algorithms and take memory in their first calls
 
 
-class RowLinear(PlainLinear):
+class RowLinear(nn.Module):
     """A linear layer of a single row, written as products and a sum.
 
-    There is nothing to reuse in a matrix that meets one vector, so torch.compile makes one kernel of it with the norm
-    before and the activation after, where a matrix library is called in between otherwise.
+    There is nothing to reuse in a matrix that meets one vector, so torch.compile makes one loop of it with the norm
+    before and the activation after, where a matrix library is called in between otherwise. The loop waits for memory
+    alone: weights of fewer bits are read sooner, and widened on the way.
     """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.scale: Tensor | None = None
+        if dtype == torch.int8:
+            self.weight, self.scale = eight_bits(weight.float())
+        else:
+            self.weight = weight.to(dtype)
+        self.bias, self.then = bias, then
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output; x is (1, 1, channels), or longer where a prompt is read."""
-        if x.numel() != x.shape[-1]:
-            return super().forward(x)
-        y = (x.view(1, -1) * self.weight).sum(-1).view(*x.shape[:-1], -1)
+        if x.numel() == x.shape[-1]:
+            y = (x.view(1, -1) * self.weight.to(x.dtype)).sum(-1).view(*x.shape[:-1], -1)
+        else:
+            y = F.linear(x, self.weight.to(x.dtype))
+        y = y if self.scale is None else y * self.scale.to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y if self.then is None else self.then(y)
 
@@ -49,17 +62,30 @@ class RowLinear(PlainLinear):
 class Recorded:
     """A GPT for up to `rows` texts (prompts, or beams of one) of up to `max_len` tokens, its step recorded.
 
-    One generation at a time: opening the next one ends the last. Raises ConfigError for a model that is no
-    GPTForCausalLM, or is in training mode.
+    A compiled step of one row can read its weights in `dtype`, bfloat16 or int8. One generation at a time: opening the
+    next one ends the last. Raises ConfigError for a model that is no GPTForCausalLM, or is in training mode.
     """
 
-    def __init__(self, model: GPTForCausalLM, *, rows: int = 1, max_len: int, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: GPTForCausalLM,
+        *,
+        rows: int = 1,
+        max_len: int,
+        compiled: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         if not isinstance(model, GPTForCausalLM):
             raise ConfigError(f"only a GPTForCausalLM can be recorded, got a {type(model).__name__}")
         check(model, (), None)
+        alone = compiled and rows == 1
+        if dtype is not None and not alone:
+            raise ConfigError(
+                "weights of another dtype are read by the compiled step of one row: rows=1, compiled=True"
+            )
 
         def linear(weight: Tensor, bias: Tensor | None, then: Activation | None) -> nn.Module:
-            return (RowLinear if compiled and rows == 1 else PlainLinear)(weight, bias, then)
+            return RowLinear(weight, bias, then, dtype or weight.dtype) if alone else PlainLinear(weight, bias, then)
 
         self.model, self.rows, self.max_len = rebuilt(model, linear), rows, max_len
         device = model.gpt.words.weight.device
@@ -137,7 +163,7 @@ class RecordedReader:
                 return recorded.call()[:n_rows]
             recorded.graph.replay()
             return recorded.logits[:n_rows]
-        tokens = nn.functional.pad(tokens, (0, 0, 0, recorded.rows - n_rows))
+        tokens = F.pad(tokens, (0, 0, 0, recorded.rows - n_rows))
         model = recorded.model
         return model.logits(model.gpt(tokens, recorded.starts, cache=recorded.cache)[:n_rows, -last:])
 
