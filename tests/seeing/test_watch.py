@@ -407,3 +407,16 @@ def test_first_watch_does_not_import_the_compiler() -> None:
         "seen.map(0, 0); print('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_outputs_are_what_the_heads_gave(bert: Bert, tokens: Tensor) -> None:
+    given: list[Tensor] = []
+    hook = bert.blocks[1].attention.out_proj.register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    with watch(bert, outputs=True, heads=[1, 3]) as seen:
+        bert(tokens)
+    hook.remove()
+    assert torch.equal(seen.output(1, 3, batch=1), given[0][1, :, 24:])
+    with watch(bert) as seen:
+        bert(tokens)
+    with pytest.raises(WatchError, match="outputs=True"):
+        seen.output(1, 3)

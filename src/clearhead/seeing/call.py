@@ -25,6 +25,7 @@ class Call:
     n_heads:  how many heads the call had, kept or not; n_kv_heads likewise.
     lse:      the kernel's log-sum-exp, or None where it gave none: `maps.normaliser` then computes it when asked.
     dropout:  the probability with which the call dropped weights. The weights shown are those before dropout.
+    out:      what each kept head gave, weights @ values, where outputs were asked for.
     """
 
     q: Float[Tensor, "batch kept query d_head"]
@@ -37,6 +38,7 @@ class Call:
     n_kv_heads: int
     lse: Float[Tensor, "batch kept query"] | None
     dropout: float = 0.0
+    out: Float[Tensor, "batch kept query d_value"] | None = None
     normalisers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)  # by text, once asked for
 
     @property
@@ -62,5 +64,5 @@ class Call:
     @property
     def nbytes(self) -> int:
         """Return the memory of the copies, the rule's tables not counted: calls share those."""
-        kept = (self.q, self.k) if self.lse is None else (self.q, self.k, self.lse)
-        return sum(t.numel() * t.element_size() for t in kept)
+        kept = (self.q, self.k, self.lse, self.out)
+        return sum(t.numel() * t.element_size() for t in kept if t is not None)

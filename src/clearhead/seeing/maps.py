@@ -36,7 +36,6 @@ def full_precision() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-@torch.no_grad()
 def scores(
     call: Call,
     batch: int,

@@ -22,7 +22,7 @@ from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
 from clearhead.seeing.recording import Ran, Recording
 from clearhead.seeing.rule import Rule, recognise
-from clearhead.seeing.sites import FusedCalls, Sighting, uncompiled
+from clearhead.seeing.sites import FusedCalls, Report, Sighting, uncompiled
 
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
 NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
@@ -30,12 +30,17 @@ NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn
 
 @contextlib.contextmanager
 def watch(
-    model: nn.Module, *, layers: Sequence[int | str] | None = None, heads: Sequence[int] | None = None
+    model: nn.Module,
+    *,
+    layers: Sequence[int | str] | None = None,
+    heads: Sequence[int] | None = None,
+    outputs: bool = False,
 ) -> Iterator[Recording]:
     """Record the attention of `model` while the body runs; outputs, gradients and kernels stay what they were.
 
     `layers` keeps only some layers, by number in the order they run or by module name (`"decoder.*"`); `heads` only
-    some heads of each. Queries and keys are copied in the dtype the kernel read, `nbytes` of the recording says how
+    some heads of each. `outputs` keeps what each head gave, too, for `Recording.output` and for patching it into
+    another run (`edit`). Queries and keys are copied in the dtype the kernel read, `nbytes` of the recording says how
     much that came to; the model itself is not kept alive. Watching may be nested.
 
     Two exceptions to "nothing changes", both in `seen.notes` when they happened: a compiled model runs uncompiled,
@@ -43,22 +48,38 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise WatchError(f"watch() expects the torch.nn.Module that will run, got a {type(model).__name__}")
-    recorder = Recorder(Recording(), layers, heads)
+    recorder = Recorder(Recording(), layers, heads, outputs)
+    with standing_beside(model, recorder, recorder.keep):
+        yield recorder.recording
+
+
+@contextlib.contextmanager
+def standing_beside(model: nn.Module, recorder: "Recorder", report: Report) -> Iterator[None]:
+    """Tell `report` of every attention call of `model` while the body runs; `recorder` knows which module is running.
+
+    What `watch` and `edit` have in common: one reports to a recorder, the other to an editor.
+    """
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if not _is_leaf_of_torch(module):
                 stack.enter_context(recorder.following(name, module))
         if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
             recorder.recording.note("the compiled model ran uncompiled while it was watched")
-        stack.enter_context(FusedCalls(recorder.keep))
-        yield recorder.recording
+        stack.enter_context(FusedCalls(report))
+        yield
 
 
 class Recorder:
     """Knows which module is running, and turns each sighting into a `Call` of the right layer."""
 
-    def __init__(self, recording: Recording, layers: Sequence[int | str] | None, heads: Sequence[int] | None) -> None:
-        self.recording, self.layers, self.heads = recording, layers, heads
+    def __init__(
+        self,
+        recording: Recording,
+        layers: Sequence[int | str] | None = None,
+        heads: Sequence[int] | None = None,
+        outputs: bool = False,
+    ) -> None:
+        self.recording, self.layers, self.heads, self.outputs = recording, layers, heads, outputs
         self.thread = threading.get_ident()
         self.running: list[str] = []  # names of the modules whose forward is running, outermost first
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
@@ -109,16 +130,11 @@ class Recorder:
             return
         if torch._C._current_graph_task_id() != -1:
             return  # activation checkpointing runs a layer again during backward: already seen
-        if sighting.fast_path_lost:
-            self.recording.note("nn.MultiheadAttention ran in its Python form, not in its inference kernel")
-        name = self.running[-1]
-        nth = self.times[name] = self.times.get(name, 0) + 1
-        name = name if nth == 1 else f"{name}#{nth}"  # one module that attends more than once in a forward
-        index = self.recording.index(name)
-        if self.layers is not None and not any(_asked(want, index, name) for want in self.layers):
+        index, name = self.place(sighting)
+        if self.layers is not None and not any(asked(want, index, name) for want in self.layers):
             self.recording.skipped.add(index)
             return
-        if (reason := _not_plain(sighting.q)) is not None:
+        if (reason := not_plain(sighting.q)) is not None:
             self.recording.refused[name] = reason
             return
         try:
@@ -128,10 +144,31 @@ class Recorder:
             return
         self.recording.calls.setdefault(index, []).append(call)
 
+    def place(self, sighting: Sighting) -> tuple[int, str]:
+        """Return the number and the name of the layer that a sighting belongs to: the module that is running."""
+        if sighting.fast_path_lost:
+            self.recording.note("nn.MultiheadAttention ran in its Python form, not in its inference kernel")
+        name = self.running[-1]
+        nth = self.times[name] = self.times.get(name, 0) + 1
+        name = name if nth == 1 else f"{name}#{nth}"  # one module that attends more than once in a forward
+        return self.recording.index(name), name
+
     @torch.no_grad()
     def copy(self, sighting: Sighting) -> Call:
         """Return the call with copies of its own: q and k are often views of one tensor with v, and get overwritten."""
-        q, k, lse = _four(sighting.q), _four(sighting.k), sighting.lse
+        call = self.describe(sighting)
+        dtype = dtype_in_kernel(sighting.q)
+        call.q = call.q.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        call.k = call.k.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        if self.outputs and sighting.out is not None:
+            out = four(sighting.out)
+            out = out if len(call.heads) == call.n_heads else out[:, list(call.heads)]
+            call.out = out.detach().clone(memory_format=torch.contiguous_format)
+        return call
+
+    def describe(self, sighting: Sighting) -> Call:
+        """Return the call with the model's own tensors: good while the call lasts."""
+        q, k, lse = four(sighting.q), four(sighting.k), sighting.lse
         batch, n_heads = max(q.shape[0], k.shape[0]), max(q.shape[1], k.shape[1])
         if k.shape[1] > 1 and k.stride(1) == 0:
             k = k[:, :1]  # one head, shown to all
@@ -144,11 +181,10 @@ class Recorder:
             lse = lse.reshape(batch, n_heads, -1)[..., :n_queries]
         if len(heads) < n_heads:  # on a GPU, picking by a list waits for it
             q, k, lse = q[:, list(heads)], k[:, kv], None if lse is None else lse[:, list(heads)]
-        dtype = _dtype_in_kernel(sighting.q)
         return Call(
-            q=q.detach().to(dtype, copy=True, memory_format=torch.contiguous_format),
-            k=k.detach().to(dtype, copy=True, memory_format=torch.contiguous_format),
-            rule=self.rule(sighting, (batch, n_heads, n_queries, n_keys), dtype),
+            q=q,
+            k=k,
+            rule=self.rule(sighting, (batch, n_heads, n_queries, n_keys), dtype_in_kernel(sighting.q)),
             scale=q.shape[-1] ** -0.5 if sighting.scale is None else sighting.scale,
             heads=heads,
             kv_of=tuple(kv.index(h // group) for h in heads),
@@ -168,29 +204,30 @@ class Recorder:
             last, last_version, last_shape, rule = self.last_rule
             if last is given and last_version == version != -1 and last_shape == shape:
                 return rule
-        mask = _four(given.expand(*lead, *given.shape[-2:])) if given.ndim > 4 else given
+        mask = four(given.expand(*lead, *given.shape[-2:])) if given.ndim > 4 else given
         rule = recognise(mask if mask.dtype == torch.bool else mask.to(dtype), sighting.is_causal, shape)
         self.last_rule = (given, version, shape, rule)
         return rule
 
 
-def _four(x: Tensor) -> Tensor:
+def four(x: Tensor) -> Tensor:
     """Return `x` as (batch, heads, time, d_head): of three axes the first are heads, of five the first two texts."""
     return x.flatten(0, -4) if x.ndim > 4 else x[(None,) * (4 - x.ndim)]
 
 
-def _dtype_in_kernel(q: Tensor) -> torch.dtype:
+def dtype_in_kernel(q: Tensor) -> torch.dtype:
     """Return the dtype the kernel read: autocast lowers it after the call was seen."""
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         return torch.get_autocast_dtype(q.device.type)
     return q.dtype
 
 
-def _asked(want: int | str, index: int, name: str) -> bool:
+def asked(want: int | str, index: int, name: str) -> bool:
+    """Say whether `want`, a number or a pattern of names, means this layer."""
     return fnmatchcase(name, want) if isinstance(want, str) else want == index
 
 
-def _not_plain(q: Tensor) -> str | None:
+def not_plain(q: Tensor) -> str | None:
     """Say why a call cannot be recorded, or None."""
     if q.is_nested:
         return "its queries came as nested tensors, which are not recorded yet"

@@ -170,6 +170,13 @@ class Recording:
         query, index = range(self._find(layer, head, batch, call)[0].n_queries)[query], self._index(layer)
         return [Link(query, key, float(row[key]), index, head) for key in statistics.fewest(row, coverage)]
 
+    def output(self, layer: int | str, head: int, *, batch: int = 0, call: int = -1) -> Float[Tensor, "query d_value"]:
+        """Return what one head gave to each query: its weights @ values, from the kernel, before the projection."""
+        one, heads = self._find(layer, head, batch, call)
+        if one.out is None:
+            raise WatchError("this recording holds queries and keys only: record with watch(model, outputs=True)")
+        return one.out[batch, heads[0]]
+
     def heads(self, *, separators: Sequence[int] = (), batch: int = 0, call: int = -1) -> list[Habit]:
         """Return what every recorded head does; `separators` are the positions of [SEP] or of punctuation."""
         found = []

@@ -40,7 +40,10 @@ ON_REQUEST = {"_scaled_dot_product_efficient_attention", "_scaled_dot_product_cu
 
 @dataclass(frozen=True, eq=False)
 class Sighting:
-    """One fused call: what it was given, and the log-sum-exp where its kernel gave one."""
+    """One fused call: what it was given, what came out, and the log-sum-exp where its kernel gave one.
+
+    All tensors are laid out as F.scaled_dot_product_attention has them, `out` too: (batch, heads, time, d_head).
+    """
 
     q: Tensor
     k: Tensor
@@ -50,6 +53,13 @@ class Sighting:
     scale: float | None
     lse: Tensor | None
     fast_path_lost: bool  # torch would have run nn.MultiheadAttention's inference kernel, had nobody watched
+    v: Tensor | None = None  # None, as is `out`, where a site cannot know them: such a call can be seen, not edited
+    out: Tensor | None = None
+
+
+# Who is told of a sighting. The tensor it answers with, if any, is what the model goes on with in the place of `out`,
+# in its shape, dtype and layout.
+Report = Callable[[Sighting], Tensor | None]
 
 
 class LogSumExp(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
@@ -78,7 +88,7 @@ class LogSumExp(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 class FusedCalls(TorchFunctionMode):
     """Report every fused attention call of this thread to `report`; everything else passes by untouched."""
 
-    def __init__(self, report: Callable[[Sighting], None]) -> None:
+    def __init__(self, report: Report) -> None:
         super().__init__()
         self.report, self.thread = report, threading.get_ident()
         self.inside_torchs_own = False  # nn.MultiheadAttention's function is running
@@ -106,13 +116,15 @@ class FusedCalls(TorchFunctionMode):
         is_causal: bool = False,
         **rest: Any,
     ) -> Tensor:
-        """Run the fused call `func` and report it; called as F.scaled_dot_product_attention is."""
+        """Run the fused call `func`, report it, and go on with what the report answers, or with what came out."""
         beside = LogSumExp()  # type: ignore[no-untyped-call]
         with beside:
             out = func(query, key, value, attn_mask, dropout_p, is_causal, **rest)
         lost = self.inside_torchs_own and not torch.is_grad_enabled()
-        self.report(Sighting(query, key, attn_mask, dropout_p, is_causal, rest.get("scale"), beside.found, lost))
-        return out
+        scale, lse = rest.get("scale"), beside.found
+        sighting = Sighting(query, key, attn_mask, dropout_p, is_causal, scale, lse, lost, value, out)
+        edited = self.report(sighting)
+        return out if edited is None else edited
 
     @contextlib.contextmanager
     def inside_multi_head_attention(self) -> Iterator[None]:
