@@ -25,7 +25,7 @@ def run(learner: Learner, recipe: Any, n: int | None = None, n_steps: int = 20) 
 
 def told(steps: list[Step]) -> list[tuple[float, ...]]:
     """Return what a step says apart from the time it took."""
-    return [(s.number, s.epoch, s.loss, s.lr, s.gradient_norm, s.tokens) for s in steps]
+    return [(s.number, s.epoch, s.loss, s.lr, s.gradient_norm, s.items) for s in steps]
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -55,15 +55,16 @@ def test_a_step_is_torchs_adamw_written_out(config: BertConfig, rows: Rows) -> N
     torch.manual_seed(recipe.training.seed)
     BertForSequenceClassification(config)  # draws what the learner's model drew
     for i in range(3):
-        for group in twin.optimizer.param_groups:
+        (optimizer,) = twin.optimizers
+        for group in optimizer.param_groups:
             group["lr"] = 1e-2 * (i + 1) / 10
         batch = next(twin.batches)
         twin.model.train()
         loss = nn.functional.cross_entropy(twin.model(batch.tokens, batch.lengths), batch.targets)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(twin.model.parameters(), 0.1)
-        twin.optimizer.step()
-        twin.optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         assert (loss.item(), norm.item()) == pytest.approx((steps[i].loss, steps[i].gradient_norm), rel=1e-5)
     for name, x in twin.model.state_dict().items():
         torch.testing.assert_close(learner.model.state_dict()[name], x, rtol=1e-4, atol=1e-5)
@@ -82,7 +83,7 @@ def test_small_batches_accumulated_are_one_large_batch(n_batches: int, config: B
         learner = make_learner(still, rows, recipe)
         learners.append((run(learner, recipe, n_steps=1)[0], weights(learner.model)))
     (large, large_weights), (small, small_weights) = learners
-    assert small.tokens == large.tokens
+    assert small.items == large.items
     assert (small.loss, small.gradient_norm) == pytest.approx((large.loss, large.gradient_norm), rel=1e-5)
     moved = max((small_weights[name] - large_weights[name]).abs().mean().item() for name in small_weights)
     assert moved < 1e-3 * recipe.optimizer.lr or moved < 1e-6

@@ -1,5 +1,6 @@
 """An objective is the formula it says it is, and hides words as often as the paper does."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,11 @@ from torch import nn
 
 from clearhead.data.batches import Batch, Rows
 from clearhead.data.tokenizer import Tokenizer
+from clearhead.data.windows import Windows
 from clearhead.errors import InputError
 from clearhead.models.bert import BertConfig, BertForMaskedLM, BertForSequenceClassification
-from clearhead.training.objectives import NOT_ASKED, Classification, MaskedWords
+from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+from clearhead.training.objectives import NOT_ASKED, Classification, MaskedWords, NextToken
 
 
 @pytest.fixture
@@ -102,3 +105,31 @@ def test_a_generator_hides_the_same_words_and_leaves_torchs_own_alone(words: Tok
     )
     assert torch.equal(first, second)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_next_token_asks_about_every_token_of_a_text_exactly_once() -> None:
+    ids = torch.arange(100, 137, dtype=torch.int32)
+    for size in (1, 5, 12, 36, 50):
+        windows = Windows(ids=ids, size=size)
+        batch = windows.batch(range(len(windows.lengths)))
+        assert batch.targets is not None
+        asked = batch.targets != NOT_ASKED
+        assert sorted(batch.targets[asked].tolist()) == list(range(101, 137))
+        assert torch.equal(batch.targets[asked], batch.tokens[asked] + 1)
+        assert NextToken().count(batch) == 36
+
+
+def test_next_token_is_the_surprise_of_what_came_in_nats() -> None:
+    config = GPTConfig(vocab_size=50, d_model=16, n_heads=2, n_layers=1, d_ff=32, max_len=8)
+    model = GPTForCausalLM(config).eval()
+    ids = torch.randint(50, (20,), dtype=torch.int32)
+    windows = Windows(ids=ids, size=8)
+    batch = windows.batch([0, 2])  # the last one reaches back
+    log_p = model(batch.tokens).log_softmax(-1)
+    first = [log_p[0, t, ids[t + 1]].item() for t in range(8)]
+    last = [log_p[1, t, ids[11 + t + 1]].item() for t in range(5, 8)]
+    expected = -sum(first + last) / 11
+    assert NextToken().loss(model, batch).item() == pytest.approx(expected, rel=1e-5)
+    measures = NextToken().evaluate(model, [batch])
+    assert measures["loss"] == pytest.approx(expected, rel=1e-5)
+    assert measures["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clearhead.models.bert import BertConfig, BertForSequenceClassification
-from clearhead.training.optimizer import build_optimizer, lr_share, parameter_groups, set_lr
+from clearhead.training.optimizer import build_optimizers, lr_share, parameter_groups, set_lr
 from clearhead.training.recipe import OptimizerSection, ScheduleSection
 
 
@@ -40,7 +40,7 @@ def test_frozen_parameters_are_left_out(config: BertConfig) -> None:
 
 
 def test_every_group_gets_its_share_of_the_rate(config: BertConfig) -> None:
-    optimizer = build_optimizer(BertForSequenceClassification(config), OptimizerSection(lr=1.0, layer_decay=0.5))
+    (optimizer,) = build_optimizers(BertForSequenceClassification(config), OptimizerSection(lr=1.0, layer_decay=0.5))
     set_lr(optimizer, 0.2)
     assert {group["lr"] for group in optimizer.param_groups} == {0.2, 0.1, 0.05, 0.025}
 
@@ -70,3 +70,13 @@ def test_known_points_of_the_schedules() -> None:
         [1, 0.55, 0.1 + 0.45 * (1 + math.sqrt(0.5))]
     )
     assert share(99, "none") == 1.0
+
+
+def test_muon_learns_the_matrices_inside_the_blocks_and_adamw_the_rest(config: BertConfig) -> None:
+    model = BertForSequenceClassification(config)
+    adamw, muon = build_optimizers(model, OptimizerSection(lr=0.1, name="muon"))
+    names = {name for group in muon.param_groups for name in group["names"]}
+    matrices = {name for name, p in model.named_parameters() if ".blocks." in name and p.ndim == 2}
+    assert isinstance(muon, torch.optim.Muon) and names == matrices
+    rest = {name for group in adamw.param_groups for name in group["names"]}
+    assert rest == {name for name, _ in model.named_parameters()} - matrices

@@ -22,12 +22,12 @@ from clearhead.data.batches import collate
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import CheckpointError, ConfigError, InputError, Interrupted, TrainingError
 from clearhead.models.bert import Bert, BertConfig, BertForMaskedLM, BertForSequenceClassification
-from clearhead.training.assembly import build_rows
 from clearhead.training.loop import evaluate
 from clearhead.training.objectives import Classification
 from clearhead.training.recipe import Recipe
 from clearhead.training.run import run_recipe
 from clearhead.training.store import RunFolder
+from clearhead.training.texts import build_rows
 
 from .conftest import write_sentences
 
@@ -71,7 +71,7 @@ def edit(place: Path, old: str, new: str) -> None:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]  # the clock's
+    return [{k: v for k, v in line.items() if k != "items_per_second"} for line in lines]  # the clock's
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -128,7 +128,7 @@ def test_metrics_have_a_line_a_step_and_a_line_an_evaluation(place: Path) -> Non
     lines = metrics(run_recipe("recipe.toml", out="run"))
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
     assert [line["step"] for line in lines if "valid_loss" in line] == [6, 12, 18, 20]
-    assert {"lr", "gradient_norm", "epoch", "tokens"} < lines[0].keys()
+    assert {"lr", "gradient_norm", "epoch", "items"} < lines[0].keys()
 
 
 def test_keep_best_holds_the_weights_that_scored_best(place: Path) -> None:

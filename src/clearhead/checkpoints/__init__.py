@@ -34,7 +34,7 @@ from clearhead.checkpoints.whisper import WHISPER
 from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
 
-__all__ = ["FAMILIES", "Origin", "find", "load", "origin", "save", "with_head"]
+__all__ = ["FAMILIES", "Origin", "build", "find", "load", "origin", "save", "with_head"]
 
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
 DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
@@ -88,6 +88,24 @@ def load(
     model.load_state_dict(state, assign=True)
     _trunk(model).__dict__["origin"] = Origin(family.model_type, published)
     return model.eval()
+
+
+def build(name: str | Path) -> nn.Module:
+    """Return the model that config.json in `find(name)` asks for, its weights drawn from torch's random numbers.
+
+    Where `load` reads weights, this starts anew: the folder needs none. Saved, it is of that config's family. Raises
+    CheckpointError for a config that `load` would refuse too.
+    """
+    folder = find(name)
+    published = read_json(folder / CONFIG)
+    family, architecture = _family_of(published, folder)
+    config = read_config(family, published, architecture, (), where=folder / CONFIG)
+    try:
+        model = family.architectures[architecture](config)
+    except (ConfigError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    _trunk(model).__dict__["origin"] = Origin(family.model_type, published)
+    return model
 
 
 def save(

@@ -10,12 +10,45 @@ import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearhead.errors import InputError
+
+NOT_ASKED = -100  # the target of a position nobody asks about: cross_entropy's default ignore_index
+
+
+@runtime_checkable
+class Portion(Protocol):
+    """What the training loop needs of a batch of anything."""
+
+    unit: ClassVar[str]  # what `n_items` counts
+
+    @property
+    def n_items(self) -> int:
+        """How much work it is, without padding."""
+        ...
+
+    def to(self, device: torch.device | str) -> "Portion":
+        """Return it on `device`."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set in memory: how long each row is, and rows by number as one batch."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How long each row is; rows of similar length share a batch."""
+        ...
+
+    def batch(self, numbers: Sequence[int]) -> Portion:
+        """Return these rows as one batch."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +59,12 @@ class Batch:
     lengths: Int[Tensor, " batch"]
     targets: Float[Tensor, "batch labels"] | Int[Tensor, "batch time"] | None = None
     weights: Float[Tensor, " batch"] | None = None  # None: every row counts 1
+    unit: ClassVar[str] = "tokens"
+
+    @property
+    def n_items(self) -> int:
+        """How many tokens there are, without padding."""
+        return int(self.lengths.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
@@ -96,7 +135,7 @@ class Batches:
     """The batches of `rows` without end, epoch after epoch; `state` says where they are, and puts them there."""
 
     def __init__(
-        self, rows: Rows, *, seed: int, batch_size: int | None = None, batch_tokens: int | None = None
+        self, rows: Source, *, seed: int, batch_size: int | None = None, batch_tokens: int | None = None
     ) -> None:
         self.rows, self.seed, self.sizes = rows, seed, {"batch_size": batch_size, "batch_tokens": batch_tokens}
         self.lengths = rows.lengths
@@ -118,10 +157,10 @@ class Batches:
         """Return the row numbers of every batch of an epoch."""
         return plan_epoch(self.lengths, epoch=epoch, seed=self.seed, **self.sizes)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Portion]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Portion:
         if self._index == len(self._plan):
             self.state = {"epoch": self._epoch + 1, "index": 0, "seed": self.seed}
         self._index += 1

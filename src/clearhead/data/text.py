@@ -52,6 +52,14 @@ def read_lines(path: Path | str, stdin: Iterable[bytes] | None = None) -> Iterat
         raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
+def read_document(path: Path) -> str:
+    """Return a file as one text, its lines joined as they are. InputError as for `read_texts`."""
+    text = "".join(line for _, line in read_lines(path))
+    if not text.strip():
+        raise InputError(f"{path} is empty: expected a text")
+    return text
+
+
 def _open(path: Path | str, stdin: Iterable[bytes] | None) -> AbstractContextManager[Iterable[bytes]]:
     if str(path) == "-":
         return nullcontext(stdin or sys.stdin.buffer)  # not ours to close

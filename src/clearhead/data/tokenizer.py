@@ -79,6 +79,10 @@ class Tokenizer:
         room = self._room(max_len)
         return [self._wrap(body, 0, room) for body in self._bodies(texts)]
 
+    def encode_body(self, text: str) -> list[int]:
+        """Return the ids of `text` without the special tokens that `encode` puts around it."""
+        return self._bodies([text])[0].ids
+
     def windows(self, text: str, max_len: int) -> list[Encoded]:
         """Cut `text` to its end into windows of at most `max_len` ids, special tokens around each; at least one."""
         room = self._room(max_len)
@@ -115,6 +119,13 @@ class Tokenizer:
     def mask_id(self) -> int | None:
         """The id of the word to be guessed, or None for a tokenizer that knows no such thing."""
         return self._id("mask_token")
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends a text, or None for a tokenizer that names none."""
+        name = self.settings.get("eos_token")
+        found: int | None = None if name is None else self.backend.token_to_id(name)
+        return found
 
     @property
     def special_ids(self) -> list[int]:
@@ -174,7 +185,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             if not isinstance(read, dict):
                 raise CheckpointError(f"{path}: expected a JSON object, got {type(read).__name__}")
             settings |= read
-    for role in ROLES:
+    for role in (*ROLES, "eos_token"):
         if isinstance(settings.get(role), dict):  # {"content": "<mask>", "lstrip": true, ...}
             settings[role] = settings[role]["content"]
     return settings

@@ -3,9 +3,9 @@
     for step in train(learner, objective, recipe, n_steps=1000):
         print(step.number, step.loss)
 
-What changes from step to step is in one place, the `Learner`: weights, their average, AdamW's moments, the place in
-the data, the random numbers. `snapshot` takes all of it as tensors and JSON, `restore` puts it back; between the two
-nothing is lost, so a run that goes on is the run that never stopped.
+What changes from step to step is in one place, the `Learner`: weights, their average, the optimizers' moments, the
+place in the data, the random numbers. `snapshot` takes all of it as tensors and JSON, `restore` puts it back; between
+the two nothing is lost, so a run that goes on is the run that never stopped.
 
 Next: `run.py` saves it.
 """
@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clearhead.data.batches import Batch, Batches
+from clearhead.data.batches import Batches
 from clearhead.errors import TrainingError
 from clearhead.training.objectives import Objective
-from clearhead.training.optimizer import build_optimizer, lr_share, named_parameters, set_lr
+from clearhead.training.optimizer import build_optimizers, lr_share, named_parameters, set_lr
 from clearhead.training.recipe import Recipe
 
 
@@ -40,8 +40,9 @@ class Step:
     loss: float  # before the update
     lr: float
     gradient_norm: float  # before clipping
-    tokens: int  # without padding
-    tokens_per_second: float  # over the last 50 steps, evaluations and saving included
+    unit: str  # what items are: tokens, pictures
+    items: int  # without padding
+    items_per_second: float  # over the last 50 steps, evaluations and saving included
     seconds_left: float
 
 
@@ -66,7 +67,7 @@ class Learner:
     def __init__(self, model: nn.Module, batches: Batches, recipe: Recipe) -> None:
         self.model, self.batches, self.step = model, batches, 0
         self.average = None if recipe.training.ema is None else Average(model, recipe.training.ema)
-        self.optimizer = build_optimizer(model, recipe.optimizer)
+        self.optimizers = build_optimizers(model, recipe.optimizer)
         if recipe.training.compile:
             model.compile()  # in place: the names of the weights stay
 
@@ -80,8 +81,9 @@ class Learner:
         tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": x for name, x in self.average.model.state_dict().items()}
-        for name, parameter in named_parameters(self.optimizer):
-            tensors |= {f"{key}.{name}": x for key, x in self.optimizer.state[parameter].items()}
+        for optimizer in self.optimizers:
+            for name, parameter in named_parameters(optimizer):
+                tensors |= {f"{key}.{name}": x for key, x in optimizer.state[parameter].items()}
         tensors["random.cpu"] = torch.get_rng_state()
         for i, state in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []):
             tensors[f"random.cuda.{i}"] = state
@@ -97,11 +99,12 @@ class Learner:
         self.model.load_state_dict(_below("model.", tensors))
         if self.average is not None:
             self.average.model.load_state_dict(_below("average.", tensors))
-        state: dict[int, dict[str, Tensor]] = {}
-        for i, (name, _) in enumerate(named_parameters(self.optimizer)):
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            state[i] = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state if self.step else {}})
+        for optimizer in self.optimizers:
+            state: dict[int, dict[str, Tensor]] = {}
+            for i, (name, _) in enumerate(named_parameters(optimizer)):
+                keys = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
+                state[i] = {key: tensors[f"{key}.{name}"] for key in keys if f"{key}.{name}" in tensors}
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state if self.step else {}})
         torch.set_rng_state(tensors["random.cpu"])
         for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
             if f"random.cuda.{i}" in tensors:
@@ -111,20 +114,21 @@ class Learner:
         np.random.set_state(facts["numpy"])
 
 
-def train(learner: Learner, objective: Objective, recipe: Recipe, *, n_steps: int) -> Iterator[Step]:
+def train(learner: Learner, objective: Objective[Any], recipe: Recipe, *, n_steps: int) -> Iterator[Step]:
     """Make the steps that are left until `n_steps`, yielding after each.
 
     Stop asking whenever you like: the learner is then exactly at the step that was yielded last. TrainingError on a
     loss or gradient that is no number, before it reaches the weights.
     """
-    model, optimizer, training = learner.model, learner.optimizer, recipe.training
+    model, training = learner.model, recipe.training
     device = next(model.parameters()).device
     pace = deque([(time.perf_counter(), 0)], maxlen=51)
     while learner.step < n_steps:
         model.train()
         lr = recipe.optimizer.lr * lr_share(learner.step, n_steps, recipe.schedule)
-        set_lr(optimizer, lr)
-        optimizer.zero_grad()
+        for optimizer in learner.optimizers:
+            set_lr(optimizer, lr)
+            optimizer.zero_grad()
         batches = [objective.prepare(next(learner.batches)) for _ in range(training.accumulation)]
         counts = [objective.count(batch) for batch in batches]
         loss = torch.zeros((), device=device)
@@ -138,12 +142,13 @@ def train(learner: Learner, objective: Objective, recipe: Recipe, *, n_steps: in
         clip = math.inf if recipe.optimizer.clip is None else recipe.optimizer.clip
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
         _require_finite(learner.step + 1, loss.item(), norm, lr)
-        optimizer.step()
+        for optimizer in learner.optimizers:
+            optimizer.step()
         learner.step += 1
         if learner.average is not None:
             learner.average.update(model, learner.step)
-        n_tokens = sum(int(batch.lengths.sum()) for batch in batches)
-        pace.append((time.perf_counter(), pace[-1][1] + n_tokens))
+        n_items = sum(batch.n_items for batch in batches)
+        pace.append((time.perf_counter(), pace[-1][1] + n_items))
         seconds = pace[-1][0] - pace[0][0]
         yield Step(
             number=learner.step,
@@ -152,13 +157,14 @@ def train(learner: Learner, objective: Objective, recipe: Recipe, *, n_steps: in
             loss=loss.item(),
             lr=lr,
             gradient_norm=norm,
-            tokens=n_tokens,
-            tokens_per_second=(pace[-1][1] - pace[0][1]) / seconds,
+            unit=batches[0].unit,
+            items=n_items,
+            items_per_second=(pace[-1][1] - pace[0][1]) / seconds,
             seconds_left=(n_steps - learner.step) * seconds / (len(pace) - 1),
         )
 
 
-def evaluate(model: nn.Module, objective: Objective, batches: Iterable[Batch], recipe: Recipe) -> dict[str, float]:
+def evaluate(model: nn.Module, objective: Objective[Any], batches: Iterable[Any], recipe: Recipe) -> dict[str, float]:
     """Return the objective's measures; what is random in `batches` is the same every time, the run's RNG untouched."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)

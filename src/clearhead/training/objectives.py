@@ -1,44 +1,46 @@
 """What a model is asked to do: an objective turns a batch into one number to be made smaller.
 
-The loop knows four methods and no task. `prepare` draws what is random (which words to hide), on the CPU and before
-the model runs; `count` says how much a batch counts, so that several small batches make exactly the step that one
-large batch makes; `loss` is the mean over that count; `evaluate` is what a person wants to read.
+The loop knows four methods and no task; what a batch holds is between the objective and the rows it is made for.
+`prepare` draws what is random (which words to hide), on the CPU and before the model runs; `count` says how much a
+batch counts, so that several small batches make exactly the step that one large batch makes; `loss` is the mean over
+that count; `evaluate` is what a person wants to read.
 
 Next: `optimizer.py` makes the number smaller, `loop.py` repeats it.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clearhead.data.batches import Batch
+from clearhead.data.batches import NOT_ASKED, Batch
 from clearhead.errors import InputError
 
-NOT_ASKED = -100  # the target of a position nobody asks about: cross_entropy's default ignore_index
+B = TypeVar("B")  # the kind of batch
 
 
 @runtime_checkable
-class Objective(Protocol):
+class Objective(Protocol[B]):
     """What the loop needs of a task."""
 
-    def prepare(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+    def prepare(self, batch: B, generator: torch.Generator | None = None) -> B:
         """Draw what is random, from `generator` or from torch's own."""
         ...
 
-    def count(self, batch: Batch) -> float:
+    def count(self, batch: B) -> float:
         """Return how much a prepared batch counts."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+    def loss(self, model: nn.Module, batch: B) -> Float[Tensor, ""]:
         """Return the mean loss over what `count` counts."""
         ...
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batches: Iterable[B]) -> dict[str, float]:
         """Return loss and accuracy over prepared batches."""
         ...
 
@@ -114,26 +116,61 @@ class MaskedWords:
 
     def count(self, batch: Batch) -> float:
         """Return how many words are asked about."""
-        assert batch.targets is not None
-        return float((batch.targets != NOT_ASKED).sum())
+        return n_asked(batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the mean of `-log p(word)` over the words asked about; 0 if there are none."""
         scores = model(batch.tokens, batch.lengths)
-        return self._sum(scores, batch) / max(1.0, self.count(batch))
+        return surprise(scores, batch) / max(1.0, self.count(batch))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the mean loss, and how often the likeliest word is the hidden one."""
-        total, asked, right = 0.0, 0.0, 0
-        for batch in batches:
-            scores = model(batch.tokens, batch.lengths)
-            total += self._sum(scores, batch).item()
-            asked += self.count(batch)
-            right += int((scores.argmax(-1) == batch.targets).sum())
-        return {"loss": total / max(1.0, asked), "accuracy": right / max(1.0, asked)}
+        return measured((model(batch.tokens, batch.lengths), batch) for batch in batches)
 
-    def _sum(self, scores: Tensor, batch: Batch) -> Tensor:
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Guess every token from those before it (Radford et al. 2018, section 3.1); the rows are windows of a text."""
+
+    def prepare(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """Return the batch as it is."""
+        return batch
+
+    def count(self, batch: Batch) -> float:
+        """Return how many tokens are asked about."""
+        return n_asked(batch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return the mean of `-log p(token)`, in nats a token."""
+        return surprise(model(batch.tokens), batch) / self.count(batch)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the mean loss, its exponential, and how often the likeliest token is the one that came."""
+        measures = measured((model(batch.tokens), batch) for batch in batches)
+        return {**measures, "perplexity": math.exp(min(measures["loss"], 700.0))}
+
+
+def n_asked(batch: Batch) -> float:
+    """Return how many positions have a target."""
+    assert batch.targets is not None
+    return float((batch.targets != NOT_ASKED).sum())
+
+
+def surprise(scores: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, ""]:
+    """Return the sum of `-log p(target)` over the positions asked about, in float32."""
+    assert batch.targets is not None
+    scores, targets = scores.float().flatten(0, 1), batch.targets.flatten()
+    return F.cross_entropy(scores, targets, ignore_index=NOT_ASKED, reduction="sum")
+
+
+def measured(answers: Iterable[tuple[Tensor, Batch]]) -> dict[str, float]:
+    """Return the mean surprise over the positions asked about, and how often the likeliest token is the target."""
+    total, asked, right = 0.0, 0.0, 0
+    for scores, batch in answers:
+        total += surprise(scores, batch).item()
+        asked += n_asked(batch)
         assert batch.targets is not None
-        scores, targets = scores.float().flatten(0, 1), batch.targets.flatten()
-        return F.cross_entropy(scores, targets, ignore_index=NOT_ASKED, reduction="sum")
+        right += int((scores.argmax(-1) == batch.targets).sum())
+    return {"loss": total / max(1.0, asked), "accuracy": right / max(1.0, asked)}

@@ -1,4 +1,4 @@
-"""AdamW in groups, and the learning rate as a function of the step.
+"""AdamW in groups, Muon where asked for, and the learning rate as a function of the step.
 
 Three rules decide a parameter's group. *Decay:* matrices that multiply are pulled towards zero; norms, biases and
 embeddings are not (every vector, and every table one looks rows up in). *Depth:* with `layer_decay` d, the k-th layer
@@ -20,19 +20,20 @@ from clearhead.training.recipe import OptimizerSection, ScheduleSection
 
 
 def parameter_groups(model: nn.Module, section: OptimizerSection) -> list[dict[str, Any]]:
-    """Return AdamW's groups: `params`, their `names`, `weight_decay`, and `rate`, the share of `lr` they learn at."""
+    """Return the groups: `params`, their `names`, `weight_decay`, `rate` (their share of `lr`), and `muon`."""
     looked_up = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     n_layers = 1 + max(
         (layer for layer in map(_layer, dict(model.named_parameters())) if layer is not None), default=-1
     )
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         rate = section.layer_decay ** depth(name, n_layers)
         decay = 0.0 if parameter.ndim < 2 or id(parameter) in looked_up else section.weight_decay
-        empty = {"params": [], "names": [], "weight_decay": decay, "rate": rate}
-        group = groups.setdefault((rate, decay), empty)
+        muon = section.name == "muon" and decides_direction(name, parameter)
+        empty = {"params": [], "names": [], "weight_decay": decay, "rate": rate, "muon": muon}
+        group = groups.setdefault((rate, decay, muon), empty)
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -51,11 +52,23 @@ def _layer(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def build_optimizer(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
-    """Return AdamW over the model's parameters, fused into one kernel where torch has it for their device."""
+def decides_direction(name: str, parameter: torch.Tensor) -> bool:
+    """Return whether Muon should learn this: a matrix between hidden states, so no embedding and no head."""
+    return parameter.ndim == 2 and _layer(name) is not None and name.endswith(".weight")
+
+
+def build_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
+    """Return AdamW over the model's parameters, fused into one kernel where torch has it, and Muon over its share."""
     groups = parameter_groups(model, section)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=fused)
+    plain, matrices = ([group for group in groups if group["muon"] == muon] for muon in (False, True))
+    optimizers: list[torch.optim.Optimizer] = []
+    if plain:
+        optimizers.append(torch.optim.AdamW(plain, lr=section.lr, betas=section.betas, eps=section.eps, fused=fused))
+    if matrices:
+        scaled = "match_rms_adamw"
+        optimizers.append(torch.optim.Muon(matrices, lr=section.lr, momentum=section.momentum, adjust_lr_fn=scaled))
+    return optimizers
 
 
 def lr_share(step: int, n_steps: int, section: ScheduleSection) -> float:

@@ -69,8 +69,8 @@ class RichBar:
 
 
 def describe(step: Step) -> str:
-    """Return loss, learning rate, tokens a second and time left in one line."""
+    """Return loss, learning rate, pace and time left in one line."""
     minutes, seconds = divmod(round(step.seconds_left), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-    return f"loss {step.loss:.4f}  lr {step.lr:.2e}  {step.tokens_per_second:,.0f} tokens/s  {left} left"
+    return f"loss {step.loss:.4f}  lr {step.lr:.2e}  {step.items_per_second:,.0f} {step.unit}/s  {left} left"

@@ -19,6 +19,7 @@ class ModelSection:
     """Where the weights come from, and what is put on top of them or changed."""
 
     start: str  # a checkpoint: a folder, the name of a default, or org/model
+    fresh: bool = False  # draw the weights from the seed: `start` then needs no weights, only what it is made of
     labels: tuple[str, ...] = ()
     dropout: float | None = None  # None: as the checkpoint has it
     attention_dropout: float | None = None
@@ -32,7 +33,7 @@ class DataSection:
     train: tuple[str, ...]
     valid: tuple[str, ...] = ()
     columns: Columns = field(default_factory=Columns)
-    max_len: int = 128  # ids a text, special tokens included; what is cut off is counted and said
+    max_len: int = 128  # ids a text, special tokens included; what is cut off is counted and said. Or a window
 
     def __post_init__(self) -> None:
         _check("data", train=len(self.train) > 0, max_len=self.max_len >= 3)
@@ -42,7 +43,7 @@ class DataSection:
 class ObjectiveSection:
     """What the model learns to do."""
 
-    name: Literal["classification", "masked_words"] = "classification"
+    name: Literal["classification", "masked_words", "next_token"] = "classification"
     label_smoothing: float = 0.0  # classification
     mask_rate: float = 0.15  # masked_words
 
@@ -52,9 +53,14 @@ class ObjectiveSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSection:
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """AdamW (Loshchilov & Hutter 2019), or Muon (Jordan 2024) for the matrices inside the blocks and AdamW beside it.
+
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so one `lr` serves both.
+    """
 
     lr: float
+    name: Literal["adamw", "muon"] = "adamw"
+    momentum: float = 0.95  # muon
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.01  # of matrices that multiply; never of norms, biases and embeddings
@@ -63,6 +69,7 @@ class OptimizerSection:
 
     def __post_init__(self) -> None:
         within = all(0 <= beta < 1 for beta in self.betas)
+        _check("optimizer", momentum=0 <= self.momentum < 1)
         _check("optimizer", lr=self.lr > 0, betas=within, eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
         _check("optimizer", layer_decay=0 < self.layer_decay <= 1, clip=self.clip is None or self.clip > 0)
 

@@ -23,16 +23,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clearhead.checkpoints import find, save
-from clearhead.data.batches import Batch, Batches, Rows, plan_epoch
-from clearhead.data.tokenizer import Tokenizer
+from clearhead.checkpoints import CanSave, find, save
+from clearhead.data.batches import Batches, Portion, Source, plan_epoch
 from clearhead.errors import InputError, Interrupted, TrainingError
-from clearhead.training.assembly import DataSet, build_model, build_objective, build_rows, device_named
+from clearhead.training.assembly import TASKS, build_model, device_named
 from clearhead.training.loop import Learner, Step, count_steps, evaluate, seed_everything, train
 from clearhead.training.objectives import Objective
 from clearhead.training.progress import Progress, progress
 from clearhead.training.recipe import Recipe
 from clearhead.training.store import RunFolder
+from clearhead.training.task import DataSet
 
 
 def run_recipe(
@@ -65,18 +65,19 @@ def run_recipe(
     )
 
     source = find(recipe.model.start)
-    tokenizer = Tokenizer.load(source)
+    task = TASKS[recipe.objective.name]
+    reader = task.reader(source)
     data = recipe_path.parent if data is None else Path(data)
-    if lost := [name for name in (*recipe.data.train, *recipe.data.valid) if not (data / name).is_file()]:
+    if lost := [name for name in (*recipe.data.train, *recipe.data.valid) if not (data / name).exists()]:
         raise InputError(f"{data} holds no {', '.join(lost)}: give the folder of the recipe's files as --data")
     sets = {
-        name: build_rows(files, data, recipe, tokenizer)
+        name: task.rows(files, data, recipe, reader)
         for name, files in (("train", recipe.data.train), ("valid", recipe.data.valid))
     }
     description = describe(recipe, sets)
     if before is not None and (changes := differences(before, description)):
         raise TrainingError(f"{folder.path} was begun with something else: {'; '.join(changes)}. Start a new --out")
-    run = Run(recipe, folder, tokenizer, build_objective(recipe, tokenizer), sets, source)
+    run = Run(recipe, folder, reader, task.objective(recipe, reader), sets, source)
     if before is None:
         folder.begin(description, recipe_path.read_text(encoding="utf-8"))
     run.go()
@@ -90,21 +91,15 @@ class Run:
         self,
         recipe: Recipe,
         folder: RunFolder,
-        tokenizer: Tokenizer,
-        objective: Objective,
+        reader: CanSave,
+        objective: Objective[Any],
         sets: Mapping[str, DataSet],
         source: Path,
     ) -> None:
-        self.recipe, self.folder, self.tokenizer, self.objective, self.sets = recipe, folder, tokenizer, objective, sets
+        self.recipe, self.folder, self.reader, self.objective, self.sets = recipe, folder, reader, objective, sets
         section = recipe.training
         seed_everything(section.seed)
-        model, self.family = build_model(source, recipe.model, recipe.objective.name)
-        config = model.config
-        if recipe.data.max_len > config.max_len or tokenizer.vocab_size > config.vocab_size:
-            raise TrainingError(
-                f"the model has {config.max_len} positions and {config.vocab_size} token ids, but [data] max_len is "
-                f"{recipe.data.max_len} and its tokenizer has {tokenizer.vocab_size} ids"
-            )
+        model, self.family = build_model(source, recipe, reader)
         model.to(device_named(section.device))
         sizes = {"batch_size": section.batch_size, "batch_tokens": section.batch_tokens}
         batches = Batches(sets["train"].rows, seed=section.seed, **sizes)
@@ -123,8 +118,8 @@ class Run:
         evaluate_every = section.evaluate_every or self.n_steps
         with stop_signals() as signals, progress(learner.step, self.n_steps) as show:
             for name, data in self.sets.items():
-                if data.n_truncated:
-                    show.say(f"{name}: {data.n_truncated:,} of {len(data.rows.tokens):,} texts cut at max_len")
+                if data.note and getattr(self.recipe.data, name):
+                    show.say(f"{name}: {data.note}")
             for step in train(learner, self.objective, self.recipe, n_steps=self.n_steps):
                 self.folder.log(record(step))
                 show.step(step)
@@ -163,10 +158,10 @@ class Run:
 
     def save_checkpoint(self) -> None:
         """Keep the result as a folder that `clearhead.load` and transformers open."""
-        save(self.learner.result, self.folder.path, tokenizer=self.tokenizer, family=self.family)
+        save(self.learner.result, self.folder.path, tokenizer=self.reader, family=self.family)
 
 
-def in_order(rows: Rows, recipe: Recipe) -> Iterator[Batch]:
+def in_order(rows: Source, recipe: Recipe) -> Iterator[Portion]:
     """Yield all rows in the same batches every time."""
     section = recipe.training
     for numbers in plan_epoch(
