@@ -49,6 +49,8 @@ def scores(
     k = call.k[batch].index_select(0, kv).index_select(1, cols).to(call.exact)
     with full_precision():
         tile = (q * call.scale) @ k.transpose(-2, -1)
+    if call.softcap is not None:
+        tile = call.softcap * (tile / call.softcap).tanh()
     numbers = torch.tensor(call.heads, device=heads.device)[heads]  # tables have the model's own numbering
     return call.rule.apply(tile, batch, numbers, rows, cols)
 
@@ -61,7 +63,10 @@ def weights(
     rows: Int[Tensor, " rows"],
     cols: Int[Tensor, " cols"],
 ) -> Float[Tensor, "heads rows cols"]:
-    """Return the exact weights of one text's tile; a row that may look nowhere is all zeros."""
+    """Return the exact weights of one text's tile; a row that may look nowhere is all zeros.
+
+    A row sums to 1 over all keys, to less where the head has a sink.
+    """
     peak, rest = normaliser(call, batch)
     tile = scores(call, batch, heads, rows, cols)
     return tile.sub_(peak[heads][:, rows, None]).sub_(rest[heads][:, rows, None]).exp_()
@@ -89,8 +94,13 @@ def _normalise(call: Call, batch: int) -> tuple[Tensor, Tensor]:
     peak = torch.zeros(len(call.heads), call.n_queries, dtype=call.exact, device=call.q.device)
     rest = torch.zeros_like(peak)
     cols = torch.arange(call.n_keys, device=call.q.device)
+    sinks = None
+    if call.sinks is not None:
+        sinks = call.sinks[batch if len(call.sinks) > 1 else 0].to(call.exact).expand(-1, call.n_queries)
     for heads, rows in _tiles(call, range(len(call.heads))):
         tile = scores(call, batch, heads, rows, cols)
+        if sinks is not None:
+            tile = torch.cat([tile, sinks[heads][:, rows, None]], -1)
         highest = tile.amax(-1, keepdim=True)
         highest = highest.masked_fill(highest == -torch.inf, 0)
         total = (tile - highest).exp().sum(-1)

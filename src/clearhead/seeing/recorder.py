@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ def watch(
     layers: Sequence[int | str] | None = None,
     heads: Sequence[int] | None = None,
     outputs: bool = False,
+    values: bool = False,
+    gradients: bool = False,
 ) -> Iterator[Recording]:
     """Record the attention of `model` while the body runs; outputs, gradients and kernels stay what they were.
 
@@ -43,12 +46,16 @@ def watch(
     another run (`edit`). Queries and keys are copied in the dtype the kernel read, `nbytes` of the recording says how
     much that came to; the model itself is not kept alive. Watching may be nested.
 
+    `values` keeps the values too, for maps weighted by what a head moves; `gradients` keeps, besides those, the
+    gradient by every call's output, once the model has run backwards, for maps of gradient x attention.
+
     Two exceptions to "nothing changes", both in `seen.notes` when they happened: a compiled model runs uncompiled,
     and nn.MultiheadAttention leaves its inference kernel; outputs then move in the last digits.
     """
     if not isinstance(model, nn.Module):
         raise WatchError(f"watch() expects the torch.nn.Module that will run, got a {type(model).__name__}")
     recorder = Recorder(Recording(), layers, heads, outputs)
+    recorder.values, recorder.gradients = values or gradients, gradients
     with standing_beside(model, recorder, recorder.keep):
         yield recorder.recording
 
@@ -80,6 +87,7 @@ class Recorder:
         outputs: bool = False,
     ) -> None:
         self.recording, self.layers, self.heads, self.outputs = recording, layers, heads, outputs
+        self.values = self.gradients = False
         self.thread = threading.get_ident()
         self.running: list[str] = []  # names of the modules whose forward is running, outermost first
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
@@ -143,6 +151,8 @@ class Recorder:
             self.recording.refused[name] = f"it could not be copied: {error}"
             return
         self.recording.calls.setdefault(index, []).append(call)
+        if self.gradients and sighting.out is not None and sighting.out.requires_grad:
+            sighting.out.register_hook(partial(_keep_gradient, call))  # type: ignore[no-untyped-call]  # torch's
 
     def place(self, sighting: Sighting) -> tuple[int, str]:
         """Return the number and the name of the layer that a sighting belongs to: the module that is running."""
@@ -179,6 +189,7 @@ class Recorder:
         kv = sorted({h // group for h in heads})
         if lse is not None:
             lse = lse.reshape(batch, n_heads, -1)[..., :n_queries]
+        v = self.copied_values(sighting.v, (batch, n_heads, n_kv_heads), heads, kv) if self.values else None
         if len(heads) < n_heads:  # on a GPU, picking by a list waits for it
             q, k, lse = q[:, list(heads)], k[:, kv], None if lse is None else lse[:, list(heads)]
         return Call(
@@ -192,7 +203,20 @@ class Recorder:
             n_kv_heads=n_kv_heads,
             lse=lse,
             dropout=sighting.dropout,
+            v=v,
         )
+
+    def copied_values(
+        self, v: Tensor | None, sizes: tuple[int, int, int], heads: Sequence[int], kv: list[int]
+    ) -> Tensor | None:
+        """Return a copy of the values: as many rows as `kv` has, or where a model has more, one for each of `heads`."""
+        if v is None:
+            return None
+        batch, n_heads, n_kv_heads = sizes
+        dtype, v = dtype_in_kernel(v), four(v)
+        shared = v.shape[1] in (1, n_kv_heads)
+        v = v.expand(batch, n_kv_heads if shared else n_heads, -1, -1)[:, kv if shared else list(heads)]
+        return v.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
     def rule(self, sighting: Sighting, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Rule:
         """Return the call's rule, the very object of the layer before if that was given the same mask."""
@@ -208,6 +232,13 @@ class Recorder:
         rule = recognise(mask if mask.dtype == torch.bool else mask.to(dtype), sighting.is_causal, shape)
         self.last_rule = (given, version, shape, rule)
         return rule
+
+
+def _keep_gradient(call: Call, gradient: Tensor) -> None:
+    kept = four(gradient.detach())
+    if len(call.heads) < call.n_heads:
+        kept = kept[:, list(call.heads)]
+    call.gradient = kept.to(call.q.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def four(x: Tensor) -> Tensor:
