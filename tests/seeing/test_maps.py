@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from clearhead.attention import Mask, attend, attention_map
 from clearhead.errors import WatchError
 from clearhead.seeing import Recording, maps, watch
+from clearhead.seeing.call import Call
+from clearhead.seeing.rule import Rule
 
 MASKS: dict[str, Callable[[int, int], Mask]] = {
     "everywhere": lambda q, k: Mask(),
@@ -267,3 +269,16 @@ def test_maps_are_exact_whatever_precision_the_model_was_allowed(seen: Recording
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_softcaps_and_sinks_are_part_of_the_formula() -> None:
+    q, k, sinks = 3 * torch.randn(2, 4, 6, 8), torch.randn(2, 2, 9, 8), torch.randn(1, 4, 1)
+    call = Call(q, k, Rule(reach=3), 0.5, (0, 1, 2, 3), (0, 0, 1, 1), 4, 2, None, softcap=2.0, sinks=sinks)
+    products = 0.5 * q.double() @ k.double().repeat_interleave(2, 1).mT
+    scores = (2 * (products / 2).tanh()).masked_fill(~torch.ones(6, 9).tril(3).bool(), -torch.inf)
+    expected = torch.cat([scores, sinks[..., None].expand(2, 4, 6, 1)], -1).softmax(-1)[..., :-1]
+    heads, rows, cols = torch.tensor([1, 3]), torch.tensor([0, 5]), torch.arange(9)
+    for batch in range(2):
+        have = maps.weights(call, batch, heads, rows, cols)
+        assert have == pytest.approx(expected[batch][heads][:, rows].float(), abs=1e-6)
+        assert (have.sum(-1) < 0.99).all()

@@ -190,6 +190,7 @@ class Recorder:
         if lse is not None:
             lse = lse.reshape(batch, n_heads, -1)[..., :n_queries]
         v = self.copied_values(sighting.v, (batch, n_heads, n_kv_heads), heads, kv) if self.values else None
+        sinks = None if sighting.sinks is None else sighting.sinks.detach().expand(-1, n_heads, -1)[:, list(heads)]
         if len(heads) < n_heads:  # on a GPU, picking by a list waits for it
             q, k, lse = q[:, list(heads)], k[:, kv], None if lse is None else lse[:, list(heads)]
         return Call(
@@ -204,6 +205,8 @@ class Recorder:
             lse=lse,
             dropout=sighting.dropout,
             v=v,
+            softcap=sighting.softcap,
+            sinks=sinks,
         )
 
     def copied_values(
@@ -220,6 +223,8 @@ class Recorder:
 
     def rule(self, sighting: Sighting, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Rule:
         """Return the call's rule, the very object of the layer before if that was given the same mask."""
+        if sighting.rule is not None:
+            return sighting.rule
         given, lead = sighting.mask, sighting.q.shape[:-2]
         if given is None:
             return recognise(None, sighting.is_causal, shape)

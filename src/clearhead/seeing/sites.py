@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from clearhead.seeing.rule import Rule
+
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
 
 # Fused kernels whose second output is the log-sum-exp, as (batch, heads, query[, 1]), some padded along query.
@@ -40,9 +42,12 @@ ON_REQUEST = {"_scaled_dot_product_efficient_attention", "_scaled_dot_product_cu
 
 @dataclass(frozen=True, eq=False)
 class Sighting:
-    """One fused call: what it was given, what came out, and the log-sum-exp where its kernel gave one.
+    """One call of attention: what it was given, what came out, and the log-sum-exp where its kernel gave one.
 
-    All tensors are laid out as F.scaled_dot_product_attention has them, `out` too: (batch, heads, time, d_head).
+    All tensors are laid out as F.scaled_dot_product_attention has them, `out` too: (batch, heads, time, d_head). Scores
+    are `scale * q . k`, then softcapped, then masked. `sinks`, three axes that broadcast to (batch, heads, query), are
+    one more score a row, which takes weight to no key. A site that knows its rule says it in `rule`, and the mask is
+    then not looked at.
     """
 
     q: Tensor
@@ -52,9 +57,12 @@ class Sighting:
     is_causal: bool
     scale: float | None
     lse: Tensor | None
-    fast_path_lost: bool  # torch would have run nn.MultiheadAttention's inference kernel, had nobody watched
+    fast_path_lost: bool = False  # torch would have run nn.MultiheadAttention's inference kernel, had nobody watched
     v: Tensor | None = None  # None, as is `out`, where a site cannot know them: such a call can be seen, not edited
     out: Tensor | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    rule: Rule | None = None
 
 
 # Who is told of a sighting. The tensor it answers with, if any, is what the model goes on with in the place of `out`,
