@@ -1,6 +1,6 @@
 """See what attention does while it runs: `watch` any model, ask the `Recording` for exact maps and statistics.
 
-Reading order: recorder -> sites -> recording -> call -> maps -> statistics -> rule.
+Reading order: recorder -> sites -> recording -> questions -> call -> maps -> statistics -> rule.
 """
 
 from clearhead.seeing.recorder import watch
