@@ -130,20 +130,27 @@ def test_version_is_the_package_version(call: Call) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["clasify", "x"], "clasify"),
-        (["classify", "x", "--modle", "y"], "--model"),
-        (["classify", "x", "--dtype", "fp8"], "bf16"),
+        (["--bogus"], "clearhead has no option --bogus; known: --debug, --help, --version (see clearhead --help)"),
+        (["classify", "--bogus"], "(see clearhead classify --help)"),
+        (["clasify", "x"], "there is no command 'clasify'; did you mean 'classify'? (see clearhead --help)"),
+        (["classify", "x", "--modle", "y"], "classify has no option --modle; did you mean '--model'?"),
+        (["classify", "-x"], "a text may begin with a dash after --"),
+        (["classify", "x", "--dtype", "fp8"], "--dtype is fp32 or bf16, got 'fp8'"),
+        (["classify", "x", "--model"], "--model needs a value"),
+        (["classify", "--file", "--json"], "--file needs a value"),
+        (["models", "x"], "models takes options alone, and 'x' is one too many"),
+        (["train", "a", "b"], "train takes one RECIPE, and 'b' is one too many"),
         (["classify", "x", "--top", "0"], "--top must be at least 1, got 0"),
         (["classify", "x", "--threads", "-1"], "--threads must be at least 1, got -1"),
-        (["derive"], "TEXT"),
-        (["derive", "x", "--layer", "first"], "first"),
+        (["train"], "train needs a RECIPE"),
+        (["derive", "x", "--layer", "first"], "--layer takes a whole number, got 'first'"),
     ],
 )
 def test_a_command_that_is_not_understood_is_exit_code_2(argv: list[str], said: str, call: Call) -> None:
     done = call(*argv)
     assert (done.code, done.out) == (2, "")
     assert said in done.err
-    assert "Traceback" not in done.err
+    assert (done.err[:11], done.err.count("\n")) == ("clearhead: ", 1)
 
 
 # ---------------------------------------------------------------- classify
@@ -288,6 +295,22 @@ def test_a_file_that_is_not_there_or_a_directory(call: Call, tmp_path: Path) -> 
     assert "Is a directory" in one_sentence(call("classify", "--file", tmp_path))
 
 
+def test_files_are_opened_before_the_first_answer_and_empty_ones_passed_over(
+    call: Call, folder: Path, tmp_path: Path
+) -> None:
+    full, empty, nowhere = (tmp_path / name for name in ("a.txt", "empty.txt", "nowhere.txt"))
+    full.write_text("fine\n")
+    empty.write_text(" \n\n")
+    missing = call("classify", "--model", folder, "--file", full, empty, nowhere)
+    assert missing.out == ""
+    assert "nowhere.txt: cannot be read" in one_sentence(missing)
+    done = call("classify", "--model", folder, "--json", "--file", full, empty, full)
+    assert (done.code, [answer["text"] for answer in done.json]) == (0, ["fine", "fine"])
+    assert done.err == f"clearhead: {empty} is empty, and passed over\n"
+    assert one_sentence(call("classify", "--model", folder, "--file", empty)).endswith("one text a line\n")
+    assert call("classify", "--model", folder, "--file", empty, empty).code == 1
+
+
 @pytest.mark.parametrize("command", ["classify", "derive", "see"])
 def test_a_model_that_is_not_there(command: str, call: Call) -> None:
     assert "no model 'sentimental'" in one_sentence(call(command, TEXT, "--model", "sentimental"))
@@ -304,9 +327,10 @@ def test_a_model_that_labels_no_texts(call: Call, folder: Path, tmp_path: Path) 
     ("option", "value", "said"),
     [
         ("--query", "shaby", "did you mean 'shabby@"),
-        ("--layer", "3", "layer 3"),
-        ("--layer", "-1", "layer -1"),
-        ("--head", "4", "no head 4"),
+        ("--layer", "3", "there is no layer 3: this model has 3, counted from 0"),
+        ("--layer", "-1", "there is no layer -1"),
+        ("--head", "4", "there is no head 4: this model has 4, counted from 0"),
+        ("--head", "-1", "there is no head -1"),
     ],
 )
 def test_a_word_layer_or_head_that_is_not_there(
@@ -505,6 +529,16 @@ def test_a_reader_that_leaves_ends_it_quietly(folder: Path, processes: list[subp
     process.stdin.flush()
     assert process.wait() == 128 + signal.SIGPIPE
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("command", ["derive", "see"])
+def test_a_reader_that_leaves_a_drawing_ends_it_quietly_too(command: str, folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(command, TEXT, "--model", folder, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from clearhead.attention import Mask, attend
 from clearhead.errors import InputError, WatchError
 from clearhead.explorer.colours import COLOURS, INK, STEPS, colour, letters, step
-from clearhead.explorer.terminal import fit, grid, is_plain, show
+from clearhead.explorer.small_maps import fit, grid
+from clearhead.explorer.terminal import is_plain, show
 from clearhead.explorer.view import View, look, others, pick_query, to_json
 from clearhead.seeing import Recording, watch
 
@@ -194,7 +195,46 @@ def test_maps_fit_whatever_the_width(n_words: int, n_heads: int) -> None:
         size, in_line = fit(n_words, n_heads, width)
         assert 1 <= size <= min(n_words, 10)
         assert 5 + in_line * (size + 1) <= width
-        assert in_line == n_heads or size == min(n_words, 8)
+        assert in_line == n_heads or size == min(n_words, 8 if width >= 72 else 4)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("n", [9, 400])
+def test_no_line_is_wider_than_the_terminal_and_the_page_has_an_end(n: int, width: int, colours: bool) -> None:
+    words = ["investigation", "##s", "of", "unquestionability", "attention"] * 80
+    view = look(record(n, n_heads=12), words[:n], [False] * n, query=6)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", printed(view, width, colours))
+    assert max(map(len, text.splitlines())) <= width
+    assert len(text.splitlines()) < 140
+    left_out = sum(map(int, re.findall(r"\.\.\. (\d+) tokens with", text)))
+    shown = len(re.findall(r"investigation|unquest", text.partition("One cell is")[2].partition("carr")[0]))
+    assert (left_out > 0) == (n == 400) and shown >= 1
+
+
+def test_of_many_layers_those_are_drawn_that_look_hardest() -> None:
+    scores = torch.randn(15, 2, 9, 9) / 9
+    scores[13, 1, 6, 3] = 4.0
+    with watch(model := Given()) as seen:
+        model(scores)
+    text = printed(look(seen, WORDS, SPECIAL, query=6))
+    assert len(re.findall(r"^L\d+ ", text.partition("Each map")[0], re.MULTILINE)) == 12
+    assert "L13 " in text and "3 more layers are not drawn" in " ".join(text.split())
+
+
+def test_in_a_long_text_heads_that_look_at_a_place_come_last() -> None:
+    scores = torch.randn(N_LAYERS, N_HEADS, 80, 80)
+    scores[0, 0].diagonal(-1).fill_(12.0)  # the token before, whatever it is
+    scores[2, 3, 66, 13] = 8.0
+    with watch(model := Given()) as seen:
+        model(scores)
+    view = look(seen, [f"w{i}" for i in range(80)], [False] * 80, query=66)
+    assert (view.layer, view.head, view.placed) == (2, 3, 1)
+    assert (view.strongest[-1].layer, view.strongest[-1].head, view.strongest[-1].key) == (0, 0, 65)
+    assert view.strongest[-1].weight > view.strongest[0].weight
+    assert "1 that look mostly at a place come last" in printed(view)
+    asked = look(seen, [f"w{i}" for i in range(80)], [False] * 80, query=66, layer=0, head=0)
+    assert (asked.layer, asked.head, asked.placed) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 200])

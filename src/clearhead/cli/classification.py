@@ -1,23 +1,20 @@
 """`clearhead classify`: texts in, one line of answer each, as they come.
 
-What one read of standard input brings is classified together, so a slow pipe is answered line by line and a fast one
-in large batches. A text longer than the model reads at once is read in windows to its end, and their probabilities
-averaged, each by how much of the text it holds.
+A text longer than the model reads at once is read in windows to its end, and their probabilities averaged, each by how
+much of the text it holds.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from clearhead.cli.output import columns, dump, is_for_eyes, one_line, refuse, require_text
-from clearhead.data.text import read_texts
-from clearhead.errors import ClearheadError
+from clearhead.cli.inputs import arriving
+from clearhead.cli.output import Progress, columns, dump, is_for_eyes, one_line, refuse
 
 COLOURS = {"positive": 32, "negative": 31}  # green and red; other labels are cyan
-MOST_AT_ONCE = 1024  # texts: enough to fill batches of similar length, few enough to wait for
 OTHER_LABELS, UNSURE = 36, 0.75  # below this probability the label is dimmed
 
 
@@ -44,78 +41,20 @@ def run(
     for name, number in (("top", top), ("threads", threads)):
         if number is not None and number < 1:
             refuse(f"--{name} must be at least 1, got {number}")
-    arrivals = arriving(texts, files)
+    arrivals = arriving(texts, files, example='clearhead classify "attention is not too shabby"')
     first = next(arrivals)  # an input that is not there need not wait for PyTorch
     from clearhead.cli.labeller import Labeller
 
     labeller = Labeller(model, dtype=dtype, threads=threads)
     table = Table.of(labeller.labels)
-    for some in chain([first], arrivals):
-        for text, (probabilities, windows) in zip(some, labeller.read(some)):
-            ranked = sorted(zip(labeller.labels, probabilities), key=lambda pair: -pair[1])[:top]
-            answer = Answer(text, dict(ranked), windows)
-            print(as_line_of_json(answer) if as_json else table.row(answer, top or 1))
-        sys.stdout.flush()
-
-
-def arriving(texts: Sequence[str], files: Sequence[Path]) -> Iterator[list[str]]:
-    """Yield the texts to classify, those that came together in one list; there is at least one."""
-    for number, text in enumerate(texts, 1):
-        require_text(text, f"text {number}")
-    if texts:
-        yield list(texts)
-    for path in files or ([] if texts else [Path("-")]):
-        if path != Path("-"):
-            yield from in_portions(read_texts([path]))
-        elif sys.stdin is None or (not files and sys.stdin.isatty()):
-            refuse('nothing to classify: give a text, clearhead classify "attention is not too shabby", or --file FILE')
-        else:
-            lines = Lines(sys.stdin.buffer)
-            yield from in_portions(read_texts(["-"], lines), lines)
-
-
-class Lines:
-    """The lines of a stream, and how many texts are among those that are here but were not asked for yet."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.waiting = stream, 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield line by line what each read brings; the line that is not finished waits for the next."""
-        unfinished: list[bytes] = []
-        while arrived := self.stream.read1(1 << 18):
-            *lines, rest = arrived.split(b"\n")
-            if lines:
-                lines[0] = b"".join([*unfinished, lines[0]])
-                unfinished.clear()
-            unfinished.append(rest)
-            self.waiting = sum(1 for line in lines if line.strip())
-            for line in lines:
-                self.waiting -= bool(line.strip())
-                yield line + b"\n"
-        if last := b"".join(unfinished):
-            yield last
-
-
-def in_portions(texts: Iterator[str], lines: Lines | None = None) -> Iterator[list[str]]:
-    """Yield the texts in lists: all that are here at once where `lines` knows, else 64, 128, ... up to MOST_AT_ONCE.
-
-    What came before a text that cannot be read is yielded before the error is raised.
-    """
-    portion: list[str] = []
-    most = 64
-    try:
-        for text in texts:
-            portion.append(text)
-            if len(portion) == (MOST_AT_ONCE if lines else most) or (lines and not lines.waiting):
-                yield portion
-                portion, most = [], min(2 * most, MOST_AT_ONCE)
-    except ClearheadError:
-        if portion:
-            yield portion
-        raise
-    if portion:
-        yield portion
+    with Progress("texts") as progress:
+        for some in chain([first], arrivals):
+            for text, (probabilities, windows) in zip(some, labeller.read(some)):
+                ranked = sorted(zip(labeller.labels, probabilities), key=lambda pair: -pair[1])[:top]
+                answer = Answer(text, dict(ranked), windows)
+                print(as_line_of_json(answer) if as_json else table.row(answer, top or 1))
+                progress.advance()
+            sys.stdout.flush()
 
 
 def as_line_of_json(answer: Answer) -> str:

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from clearhead.cli.usage import check
+
 HARDEST = "(default: where WORD looks hardest at another word)"
 
 # What a person sees of an argument: what to put there, and what happens without it.
@@ -146,8 +148,10 @@ def models(*, json: Flag = False) -> None:
 
 def dispatch(argv: Sequence[str]) -> None:
     """Let tyro find the command and call it; it leaves by SystemExit after `--help` and after what it cannot read."""
+    verbs = {verb.__name__: verb for verb in (classify, derive, see, train, models)}
+    check(argv, verbs)
     tyro.extras.subcommand_cli_from_dict(
-        {verb.__name__: verb for verb in (classify, derive, see, train, models)},
+        verbs,
         prog="clearhead",
         description="See what attention does, in any Transformer, while it runs at full speed.",
         args=argv,

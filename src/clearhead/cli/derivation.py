@@ -1,6 +1,6 @@
 """`clearhead derive`: attention in eight steps, on a layer of a model that has just read the text."""
 
-from clearhead.cli.output import dump
+from clearhead.cli.output import console, dump
 
 
 def run(
@@ -23,11 +23,9 @@ def run(
         print(dump({"text": text, "tokens": found.pop("tokens"), "layer": view.layer, **found}))
         return
 
-    from rich.console import Console
-
     from clearhead.explorer.derivation_view import show
 
     heading = f"layer {view.layer}, head {view.head}"
     if layer is None or head is None:
         heading += f", which looks hardest at another word, {label(view.words, view.strongest[0].key)}"
-    show(derivation, Console(highlight=False), source=source, heading=heading)
+    show(derivation, console(), source=source, heading=heading)

@@ -5,10 +5,14 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Mapping
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from clearhead.errors import InputError
+
+if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
+    from rich.console import Console
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a text must not move the cursor of whoever reads it
 
@@ -16,6 +20,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a text must not move the cursor
 def note(remark: str) -> None:
     """Say something beside the answer, on stderr."""
     sys.stdout.flush()
+    Progress.clear()
     print(f"clearhead: {remark}", file=sys.stderr, flush=True)
 
 
@@ -54,3 +59,53 @@ def one_line(text: str, width: int | None = None) -> str:
 def columns() -> int:
     """Return how wide the terminal is; COLUMNS overrules it."""
     return shutil.get_terminal_size().columns
+
+
+def console() -> "Console":
+    """Return what draws on standard output; a reader that has left ends it as it ends every command.
+
+    rich would leave with exit code 1.
+    """
+    from rich.console import Console
+
+    class Quiet(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Quiet(highlight=False)
+
+
+class Progress:
+    """How many were done, on one line of stderr that is gone at the end: where a person waits and sees no answers."""
+
+    LATE, BETWEEN = 1.0, 0.2  # seconds until it appears, and until it changes
+    shown = False
+
+    def __init__(self, things: str) -> None:
+        self.things, self.done = things, 0
+        self.begun = self.last = time.monotonic()
+        self.wanted = sys.stderr is not None and is_for_eyes(sys.stderr) and not sys.stdout.isatty()
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more."""
+        self.done += n
+        now = time.monotonic()
+        if self.wanted and now - self.begun > self.LATE and now - self.last > self.BETWEEN:
+            self.last = now
+            rate = self.done / (now - self.begun)
+            line = f"\r\x1b[K{self.done:,} {self.things}, {rate:,.{int(rate < 10)}f} a second"
+            print(line, end="", file=sys.stderr, flush=True)
+            Progress.shown = True
+
+    @classmethod
+    def clear(cls) -> None:
+        """Take the line away."""
+        if cls.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            cls.shown = False
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.clear()

@@ -15,7 +15,7 @@ from clearhead.errors import InputError
 from clearhead.explorer.view import View, look, pick_query
 from clearhead.models.bert import BertConfig
 from clearhead.models.gpt import GPTConfig
-from clearhead.seeing import watch
+from clearhead.seeing import Recording, watch
 
 Given = tuple[Tensor, Mask]  # (time, d_model), and who may look at whom
 Hook = Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any]], None]
@@ -45,6 +45,7 @@ class Reading:
                 module.register_forward_pre_hook(self.keeping(place), with_kwargs=True)
         with watch(self.model) as seen, torch.no_grad():
             self.model(torch.tensor([encoded.ids]))
+        require_place(seen, layer, head)
         words, special = encoded.pieces, encoded.special
         place = pick_query(words, special) if query is None else find_word(words, query)
         self.view: View = look(seen, words, special, query=place, layer=layer, head=head)
@@ -71,3 +72,11 @@ class Reading:
         attention = self.model.get_submodule(name)
         assert isinstance(attention, MultiHeadAttention)
         return attention, self.given[name]
+
+
+def require_place(seen: Recording, layer: int | None, head: int | None) -> None:
+    """Raise InputError where there is no such layer or head."""
+    n_layers, n_heads = len(seen.layers), seen.layers[0].n_heads
+    for what, asked, n in (("layer", layer, n_layers), ("head", head, n_heads)):
+        if asked is not None and not 0 <= asked < n:
+            raise InputError(f"there is no {what} {asked}: this model has {n}, counted from 0")

@@ -1,6 +1,6 @@
 """`clearhead see`: every head as a small map, and what one word looks at."""
 
-from clearhead.cli.output import dump
+from clearhead.cli.output import console, dump
 
 
 def run(text: str, *, query: str | None, layer: int | None, head: int | None, model: str, as_json: bool) -> None:
@@ -13,8 +13,6 @@ def run(text: str, *, query: str | None, layer: int | None, head: int | None, mo
         print(dump({"text": text, **to_json(view)}))
         return
 
-    from rich.console import Console
-
     from clearhead.explorer.terminal import show
 
-    show(view, Console(highlight=False))
+    show(view, console())

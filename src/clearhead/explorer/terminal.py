@@ -1,27 +1,29 @@
 """A view in the terminal: every head as a small map, the sentence shaded by what one word looks at, the top links.
 
-At a terminal each character holds two cells, one above the other, in 24-bit colour. In a pipe, or where colour is
-unwanted (NO_COLOR, TERM=dumb), the same content in plain characters.
+In 24-bit colour at a terminal; in a pipe, or where colour is unwanted (NO_COLOR, TERM=dumb), the same content in plain
+characters. However narrow the terminal and long the text, no line is wider and the page has an end.
+Next: `small_maps.py`, the maps.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from clearhead.derivation.words import bare, group
-from clearhead.explorer.colours import INK, STEPS, colour, letters, step
-from clearhead.explorer.view import CAVEAT, COVERAGE, N_STRONGEST, View, shares
+from clearhead.derivation.words import group
+from clearhead.explorer.colours import INK, colour, letters, step
+from clearhead.explorer.lines import ACCENT, address_of, cut, fitted, line_of, printable, width_of, wrap_to
+from clearhead.explorer.small_maps import grid, legend
+from clearhead.explorer.view import CAVEAT, COVERAGE, N_STRONGEST, View
 from clearhead.seeing import Link
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
     from rich.console import Console
     from rich.text import Text
 
-LARGEST, SMALLEST = 10, 4  # cells on a side of a small map
-MARGIN = 4  # columns left of the maps, for the layer's name
-BAR = 24  # columns of the bar of a weight of 1
-MOST_LINKS = 20
+BAR, SHORTEST_BAR = 24, 6  # columns of the bar of a weight of 1
+MOST_LINES, MOST_LINKS = 12, 20  # that are drawn; what is left out is said
 MOST_UNSEEN = 3
-ACCENT = "bold dark_orange"
 
 
 def show(view: View, console: "Console") -> None:
@@ -44,100 +46,115 @@ def is_plain(console: "Console") -> bool:
 def title(view: View, width: int, plain: bool) -> Iterator["Text"]:
     """Yield whose look this is, and how much there is to see."""
     n_heads = sum(len(view.seen.call(layer.index).heads) for layer in view.seen.layers)
-    size = f"{len(view.seen.layers)} layers, {n_heads} heads, {len(view.words)} tokens"
-    whole, piece = _whole(view, view.query), _name(view, view.query)
+    things = "patches and tokens" if view.patches else "tokens"
+    count = (
+        f"{len(view.words)} {things}, {len(view.keys)} in the source" if view.crosses else f"{len(view.words)} {things}"
+    )
+    whole, piece = _whole(view.words, view.query), _name(view.words, view.query)
     piece = "" if piece == whole else f" (from its piece {piece})"
-    yield _text((f"What {whole} looks at{piece}", "bold"), ("   " + size, "dim"), plain=plain)
-
-
-def grid(view: View, width: int, plain: bool) -> Iterator["Text"]:
-    """Yield the small maps: one layer below the other, its heads beside each other, the chosen head between bars."""
-    layers = view.seen.layers
-    size, in_line = fit(len(view.words), max(len(view.seen.call(layer.index).heads) for layer in layers), width)
-    for layer in layers:
-        heads = view.seen.call(layer.index).heads
-        maps = shares(view, layer.index, size).tolist()
-        for start in range(0, len(heads), in_line):
-            some = heads[start : start + in_line]
-            if layer is layers[0] or len(heads) > in_line:
-                names = " ".join(f"H{head}".center(size) for head in some).rstrip()
-                yield _text((" " * (MARGIN + 1) + names, "dim"), plain=plain)
-            chosen = some.index(view.head) if layer.index == view.layer and view.head in some else None
-            name = f"L{layer.index}"
-            for row in _band(maps[start : start + in_line], chosen, plain):
-                yield _text((name.ljust(MARGIN), "dim"), *row, plain=plain)
-                name = ""
-        if layer is not layers[-1]:
-            yield _text(plain=plain)
-
-
-def fit(n_words: int, n_heads: int, width: int) -> tuple[int, int]:
-    """Return the side of a small map and how many stand in a line: all heads if they fit, else several lines."""
-    room = width - MARGIN - 1
-    size = min(LARGEST, n_words, room // n_heads - 1)
-    if size >= min(SMALLEST, n_words):
-        return size, n_heads
-    size = min(LARGEST, n_words, 2 * SMALLEST)
-    return size, max(1, room // (size + 1))
-
-
-def legend(view: View, width: int, plain: bool) -> Iterator["Text"]:
-    """Yield what a cell is and what its colour means, with the values at which colours change."""
-    n = len(view.words)
-    size, _ = fit(n, max(len(view.seen.call(one.index).heads) for one in view.seen.layers), width)
-    if size == n:
-        cell = "One cell is one weight."
-    else:
-        about = f"{n // size}" if n % size == 0 else f"{n // size} or {n // size + 1}"
-        cell = f"One cell is {about} tokens each way: summed over those looked at, mean over those that look."
-    for line in _wrap(f"Each map: rows look, columns are looked at, from the first token to the last. {cell}", width):
-        yield _text((line, "dim"), plain=plain)
-    values = [f"{value:.2f}".lstrip("0") if value else "0" for value in STEPS]
-    if plain:
-        scale = "  ".join(f"{ink} {value}" for ink, value in zip(["blank", *INK[1:]], values))
-        for line in _wrap(f"Share of attention from which a character is used:  {scale}", width):
-            yield _text((line, ""), plain=plain)
-    else:
-        parts = [
-            part for s, v in zip(STEPS, values) for part in (("  ", f"on {colour(s)}"), (f" {v}", "dim"), ("  ", ""))
-        ]
-        yield _text(("Share of attention from which a colour is used:", "dim"), plain=plain)
-        yield _text(*parts[:-1], plain=plain)
+    looks = "looks at in the source" if view.crosses else "looks at"
+    size = f"{len(view.seen.layers)} layers, {n_heads} heads, {count}"
+    yield from fitted((f"What {whole} {looks}{piece}", "bold"), (size, "dim"), width=width, plain=plain)
 
 
 def sentence(view: View, width: int, plain: bool) -> Iterator["Text"]:
     """Yield the tokens shaded by the weight the query gives them, the numbers below; its own stands between marks."""
-    yield _text((f"{_address(view.layer, view.head)}  ", "" if plain else ACCENT), (view.chosen, ""), plain=plain)
-    goes_on = {place for places in group(view.words) for place in places[1:]}
+    address = address_of(view.layer, view.head)
+    first, *rest = wrap_to(f"{address}  {view.chosen}", width)
+    yield line_of((address, "" if plain else ACCENT), (first.removeprefix(address), ""), plain=plain)
+    yield from (line_of((line, ""), plain=plain) for line in rest)
+    n_before = len(view.keys)
+    if view.patches is not None:
+        n_before -= view.patches[0] * view.patches[1]
+        yield from picture(view, n_before, width, plain)
+    rows = list(shaded(view, n_before, width, plain))
+    kept = set(range(len(rows)))
+    if len(rows) > MOST_LINES:
+        hardest = sorted(kept, key=lambda i: (not rows[i].has_query, -rows[i].weight))
+        kept = {i for i in hardest[:MOST_LINES] if rows[i].has_query or rows[i].weight >= 0.005}
+    for is_kept, some in groupby(range(len(rows)), key=kept.__contains__):
+        if is_kept:
+            for i in some:
+                yield from rows[i].lines
+        else:
+            left_out = [rows[i] for i in some]
+            weight = sum(row.weight for row in left_out)
+            share = f"{weight:.2f}".lstrip("0") if weight >= 0.01 else "less than .01"
+            count = sum(row.n_tokens for row in left_out)
+            for line in wrap_to(f"  ... {count} tokens with {share} of the weight", width):
+                yield line_of((line, "dim"), plain=plain)
+
+
+def picture(view: View, n_before: int, width: int, plain: bool) -> Iterator["Text"]:
+    """Yield the patches where they stand, shaded by the weight the query gives them; the query between marks."""
+    assert view.patches is not None
+    n_rows, n_columns = view.patches
+    wide = 2 if 2 * n_columns + 2 <= width else 1
+    for row in range(n_rows):
+        parts: list[tuple[str, str]] = [("  ", "")]
+        for column in range(n_columns):
+            place = n_before + row * n_columns + column
+            weight, asks = view.weights[place], place == view.query
+            cell = "[]"[:wide] if asks else (INK[step(weight)] if plain else " ") * wide
+            parts.append((cell, f"{letters(weight)} on {colour(weight)}"))
+        yield line_of(*parts, plain=plain)
+
+
+@dataclass
+class Row:
+    """One line of shaded tokens and the numbers below it."""
+
+    lines: list["Text"]
+    n_tokens: int
+    weight: float
+    has_query: bool
+
+
+def shaded(view: View, n: int, width: int, plain: bool) -> Iterator[Row]:
+    """Yield the first `n` keys in lines, shaded by the weight the query gives them."""
+    goes_on = {place for places in group(view.keys) for place in places[1:]}
     above: list[tuple[str, str]] = []
-    below, used = "", 0
-    for place, weight in enumerate(view.weights):
-        name = _printable(view.words[place])
-        name = f"[{name}]" if place == view.query and plain else name
+    below, used, start = "", 0, 0
+
+    def row(end: int) -> Row:
+        lines = [line_of(("  ", ""), *above, plain=plain)]
+        if below.strip():
+            lines.append(line_of(("  " + below.rstrip(), "dim"), plain=plain))
+        asks = not view.crosses and start <= view.query < end
+        return Row(lines, end - start, sum(view.weights[start:end]), asks)
+
+    for place, weight in enumerate(view.weights[:n]):
+        asks = place == view.query and not view.crosses
+        name = cut(printable(view.keys[place]), width - 6)
+        name = f"[{name}]" if asks and plain else name
         number = f"{weight:.2f}".lstrip("0") if weight >= 0.005 else ""
-        wide = max(_width(name), 3)
+        wide = max(width_of(name), 3)
         if used and used + 1 + wide > width - 2:
-            yield from _two_lines(above, below, plain)
-            above, below, used = [], "", 0
+            yield row(place)
+            above, below, used, start = [], "", 0, place
         gap = "" if not used else "-" if place in goes_on else " "
-        style = f"{letters(weight)} on {colour(weight)}" + (" bold underline" if place == view.query else "")
-        above += [(gap, "dim"), (name + " " * (wide - _width(name)), style)]
+        style = f"{letters(weight)} on {colour(weight)}" + (" bold underline" if asks else "")
+        above += [(gap, "dim"), (name + " " * (wide - width_of(name)), style)]
         below += " " * len(gap) + number.ljust(wide)
         used += len(gap) + wide
-    yield from _two_lines(above, below, plain)
+    if n:
+        yield row(n)
 
 
 def links(view: View, width: int, plain: bool) -> Iterator["Text"]:
     """Yield the fewest links of the chosen head that together carry most of the query's weight."""
     count = "1 link carries" if len(view.links) == 1 else f"{len(view.links)} links carry"
     total = sum(link.weight for link in view.links)
-    yield _text(
-        (f"{count} {total:.0%} of the weight", "bold"), (f"   the fewest that reach {COVERAGE:.0%}", "dim"), plain=plain
+    yield from fitted(
+        (f"{count} {total:.0%} of the weight", "bold"),
+        (f"the fewest that reach {COVERAGE:.0%}", "dim"),
+        width=width,
+        plain=plain,
     )
     shown = view.links[:MOST_LINKS]
-    yield from _table(view, shown, plain, address=False)
+    yield from _table(view, shown, width, plain, address=False)
     if len(shown) < len(view.links):
-        yield _text(
+        yield line_of(
             (f"  and {len(view.links) - len(shown)} more, each at most {shown[-1].weight:.2f}", "dim"), plain=plain
         )
 
@@ -146,8 +163,13 @@ def strongest(view: View, width: int, plain: bool) -> Iterator["Text"]:
     """Yield the heads in which the query looks hardest at another word."""
     if len(view.strongest) < 2:
         return
-    yield _text(("The heads that look hardest at another word from here", "bold"), plain=plain)
-    yield from _table(view, view.strongest[:N_STRONGEST], plain, address=True)
+    yield from fitted(
+        ("The heads that look hardest at another word from here", "bold"),
+        *([(f"{view.placed} that look mostly at a place come last", "dim")] if view.placed else []),
+        width=width,
+        plain=plain,
+    )
+    yield from _table(view, view.strongest[:N_STRONGEST], width, plain, address=True)
 
 
 def remarks(view: View, width: int, plain: bool) -> Iterator["Text"]:
@@ -156,96 +178,40 @@ def remarks(view: View, width: int, plain: bool) -> Iterator["Text"]:
     if len(found) > MOST_UNSEEN:
         found[MOST_UNSEEN:] = [f"{len(found) - MOST_UNSEEN} more places, listed in the recording's .unseen"]
     for remark in [*(f"Not seen: {one}" for one in found), *view.seen.notes]:
-        yield from (_text((line, ""), plain=plain) for line in _wrap(remark, width))
-    yield from (_text((line, "dim"), plain=plain) for line in _wrap(CAVEAT, width))
+        yield from (line_of((line, ""), plain=plain) for line in wrap_to(remark, width))
+    yield from (line_of((line, "dim"), plain=plain) for line in wrap_to(CAVEAT, width))
 
 
-def _band(
-    maps: Sequence[Sequence[Sequence[float]]], chosen: int | None, plain: bool
-) -> Iterator[list[tuple[str, str]]]:
-    """Yield one layer's lines of small maps; two rows of cells a line where half blocks can be drawn."""
-    height = len(maps[0])
-    for top in range(0, height, 1 if plain else 2):
-        line: list[tuple[str, str]] = []
-        for i, cells in enumerate(maps):
-            line.append(_between(i == chosen, i - 1 == chosen, half=top + 1 == height, plain=plain))
-            if plain:
-                line.append(("".join(INK[step(weight)] for weight in cells[top]), ""))
-            else:
-                under = cells[top + 1] if top + 1 < height else [None] * len(cells[top])
-                line += [
-                    ("▀", colour(over) + ("" if below is None else f" on {colour(below)}"))
-                    for over, below in zip(cells[top], under)
-                ]
-        line.append(_between(False, chosen == len(maps) - 1, half=top + 1 == height, plain=plain))
-        yield line
-
-
-def _between(opens: bool, closes: bool, *, half: bool, plain: bool) -> tuple[str, str]:
-    """Return what stands between two small maps: a bar on either side of the chosen head, half as high at its foot."""
-    left, right = ("[", "]") if plain else ("▝", "▘") if half else ("▐", "▌")
-    return (left if opens else right if closes else " ", ACCENT)
-
-
-def _table(view: View, rows: Sequence[Link], plain: bool, *, address: bool) -> Iterator["Text"]:
-    """Yield a line a link: from, to, weight, bar."""
-    names = [(_whole(view, link.query), _name(view, link.key)) for link in rows]
-    first, second = (max((_width(pair[i]) for pair in names), default=0) for i in (0, 1))
+def _table(view: View, rows: Sequence[Link], width: int, plain: bool, *, address: bool) -> Iterator["Text"]:
+    """Yield a line a link: from, to, weight, bar; where the terminal is narrow, a shorter bar or none."""
     arrow, block = ("->", "#") if plain else ("→", "━")
+    room = width - 2 - (9 if address else 0) - len(arrow) - 2 - 8
+    names = [(_whole(view.words, link.query), _name(view.keys, link.key)) for link in rows]
+    if max((width_of(source) + width_of(target) for source, target in names), default=0) > room:
+        names = [(cut(source, room // 2), cut(target, room - room // 2)) for source, target in names]
+    first, second = (max((width_of(pair[i]) for pair in names), default=0) for i in (0, 1))
+    bar = min(BAR, room - first - second)
     for link, (source, target) in zip(rows, names):
-        where = f"{_address(link.layer, link.head)}  " if address else ""
+        where = f"{address_of(link.layer, link.head)}  " if address else ""
         here = address and (link.layer, link.head) == (view.layer, view.head)
-        pads = " " * (first - _width(source)), " " * (second - _width(target))
-        yield _text(
+        pads = " " * (first - width_of(source)), " " * (second - width_of(target))
+        length = max(1, round(link.weight * bar)) if bar >= SHORTEST_BAR else 0
+        yield line_of(
             ("  ", ""),
             (where.ljust(9 if address else 0), ACCENT if here else "dim"),
             (f"{source}{pads[0]} {arrow} {target}{pads[1]}  ", ""),
-            (f"{link.weight:.2f}  ", "bold"),
-            (block * max(1, round(link.weight * BAR)), colour(max(link.weight, 0.16))),
+            (f"{link.weight:.2f}" + "  " * (length > 0), "bold"),
+            (block * length, colour(max(link.weight, 0.16))),
             plain=plain,
         )
 
 
-def _two_lines(above: list[tuple[str, str]], below: str, plain: bool) -> Iterator["Text"]:
-    """Yield shaded tokens and, unless all are small, the numbers below them."""
-    yield _text(("  ", ""), *above, plain=plain)
-    if below.strip():
-        yield _text(("  " + below.rstrip(), "dim"), plain=plain)
-
-
-def _name(view: View, place: int) -> str:
+def _name(words: Sequence[str], place: int) -> str:
     """Return a token as shown in tables; where a word was cut, a hyphen says on which side: sha-, -bby."""
-    places = next(places for places in group(view.words) if place in places)
-    return f"{'-' * (place > places[0])}{_printable(view.words[place])}{'-' * (place < places[-1])}"
+    places = next(places for places in group(words) if place in places)
+    return f"{'-' * (place > places[0])}{printable(words[place])}{'-' * (place < places[-1])}"
 
 
-def _whole(view: View, place: int) -> str:
+def _whole(words: Sequence[str], place: int) -> str:
     """Return the whole word that a token is of."""
-    return "".join(_printable(view.words[i]) for i in next(p for p in group(view.words) if place in p))
-
-
-def _address(layer: int, head: int) -> str:
-    return f"L{layer} H{head}"
-
-
-def _printable(piece: str) -> str:
-    """Return a token without its tokenizer's mark, and without characters that would move the cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in bare(piece)) or "?"
-
-
-def _width(text: str) -> int:
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    from textwrap import wrap
-
-    return wrap(text, width)
-
-
-def _text(*parts: tuple[str, str], plain: bool) -> "Text":
-    from rich.text import Text
-
-    return Text.assemble(*((text, "" if plain else style) for text, style in parts))
+    return "".join(printable(words[i]) for i in next(p for p in group(words) if place in p))

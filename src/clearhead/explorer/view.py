@@ -16,6 +16,8 @@ from clearhead.seeing import Link, Recording
 
 COVERAGE = 0.7  # links are listed until they carry this much of the query's weight
 N_STRONGEST = 5
+LONG = 64  # tokens from which heads that look at places rather than words are told apart, and come last
+PLACES = ("sink", "previous", "self", "next")  # what such a head is called in seeing/statistics.py
 WHOLE_MAP = 128  # tokens up to which the chosen head's whole map goes into the JSON
 
 # English words that hold a sentence together rather than say what it is about: articles, pronouns, prepositions,
@@ -40,22 +42,41 @@ class View:
     """One word of one text, in the head that looks hardest from there at another word, or in the one asked for.
 
     query, layer, head: whose look is shown; `chosen` says in words how layer and head came about.
+    keys:      what can be looked at: the words themselves, or those of a source in cross-attention.
     strongest: for every head (of the layers and heads asked for) its heaviest link from the query to another word,
                heaviest first. Another word: no special token, no punctuation, no piece of the query's own word.
+    placed:    how many of these come last because over a long text they look mostly at a place: the token before or
+               after, the query's own, the first.
     weights:   what the query gives to each token in the chosen head.
     links:     the fewest of these that carry 70 % of the weight; special tokens count here.
+    patches:   of a picture, how many rows and columns of patches there are; they are the last of the words.
     """
 
     seen: Recording
     words: tuple[str, ...]
-    special: tuple[bool, ...]
+    keys: tuple[str, ...]
     query: int
     layer: int
     head: int
     chosen: str
     strongest: tuple[Link, ...]
+    placed: int
     weights: tuple[float, ...]
     links: tuple[Link, ...]
+    patches: tuple[int, int] | None = None
+
+    @property
+    def crosses(self) -> bool:
+        """Return whether one text looks at another."""
+        return self.keys is not self.words
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text looked at in cross-attention, in the pieces the model reads."""
+
+    words: Sequence[str]
+    special: Sequence[bool]
 
 
 def look(
@@ -66,31 +87,46 @@ def look(
     query: int,
     layer: int | None = None,
     head: int | None = None,
+    source: Source | None = None,
+    patches: tuple[int, int] | None = None,
 ) -> View:
-    """Return the view from the token at `query`; raises InputError if `words` are not the tokens that were read."""
-    first = seen.layers[0]
-    if not len(words) == len(special) == first.n_queries == first.n_keys:
-        raise InputError(f"{len(words)} words for a recording of {first.n_queries} queries and {first.n_keys} keys")
+    """Return the view from the token at `query`; raises InputError if `words` are not the tokens that were read.
+
+    With a `source` the recording is of cross-attention, whose keys are the source's words.
+    """
+    first, n_keys = seen.layers[0], len(source.words if source else words)
+    if (len(words), n_keys) != (first.n_queries, first.n_keys) or len(words) != len(special):
+        raise InputError(
+            f"{len(words)} words for a recording of {first.n_queries} queries and {first.n_keys} keys"
+            + (f", {n_keys} words in the source" if source else "")
+        )
     if not 0 <= query < len(words):
         raise InputError(f"there is no word {query}: the text has {len(words)}, counted from 0")
-    strongest = rank(seen, others(words, special, query), query, layer, head)
+    shown = tuple(words)
+    if source is None:
+        keys, targets = shown, others(words, special, query)
+    else:
+        keys, targets = tuple(source.words), spoken(source.words, source.special) or list(range(n_keys))
+    strongest, placed = rank(seen, targets, query, layer, head)
     best = strongest[0]
     among = {(True, True): "all heads", (False, True): "this layer's heads", (True, False): f"all layers' head {head}"}
     asked = (layer is None, head is None)
-    chosen = (
-        f"of {among[asked]}, the one that looks hardest at another word from here" if asked in among else "as asked"
-    )
+    by_place = " and that looks at no fixed place" if placed else ""
+    another = "a word of the source" if source else "another patch" if patches else "another word"
+    chosen = f"of {among[asked]}, the one that looks hardest at {another} from here{by_place}" if any(asked) else ""
     return View(
         seen=seen,
-        words=tuple(words),
-        special=tuple(special),
+        words=shown,
+        keys=keys,
         query=query,
         layer=best.layer,
         head=best.head,
-        chosen=chosen,
+        chosen=chosen or "as asked",
         strongest=strongest,
+        placed=placed,
         weights=tuple(seen.row(best.layer, best.head, query).tolist()),
         links=tuple(seen.links(best.layer, best.head, query, COVERAGE)),
+        patches=patches,
     )
 
 
@@ -98,12 +134,22 @@ def others(words: Sequence[str], special: Sequence[bool], query: int) -> list[in
     """Return where the other words stand; in a text that has none, all other tokens, or the only one."""
     own = next(places for places in group(words) if query in places)
     outside = [i for i in range(len(words)) if i not in own]
-    spoken = [i for i in outside if not special[i] and any(map(str.isalnum, words[i]))]
-    return spoken or outside or [query]
+    said = set(spoken(words, special))
+    return [i for i in outside if i in said] or outside or [query]
 
 
-def rank(seen: Recording, keys: list[int], query: int, layer: int | None, head: int | None) -> tuple[Link, ...]:
-    """Return each head's heaviest link from `query` to one of `keys`, heaviest first."""
+def spoken(words: Sequence[str], special: Sequence[bool]) -> list[int]:
+    """Return where tokens stand that are written in the text and are no punctuation."""
+    return [i for i in range(len(words)) if not special[i] and any(map(str.isalnum, words[i]))]
+
+
+def rank(
+    seen: Recording, keys: list[int], query: int, layer: int | None, head: int | None
+) -> tuple[tuple[Link, ...], int]:
+    """Return each head's heaviest link from `query` to one of `keys`, heaviest first, and how many are put last.
+
+    Over a long text those are put last that look mostly at a place, whatever word stands there.
+    """
     found = []
     for one in seen.layers:
         if layer is not None and one.index != layer:
@@ -115,7 +161,18 @@ def rank(seen: Recording, keys: list[int], query: int, layer: int | None, head: 
             found.append(Link(query, keys[place], float(row[place]), one.index, h))
     if not found:
         seen.call(layer if layer is not None else 0)  # says which layers there are
-    return tuple(sorted(found, key=lambda link: -link.weight))
+    by_place = looking_at_places(seen)
+    found.sort(key=lambda link: ((link.layer, link.head) in by_place, -link.weight))
+    placed = sum((link.layer, link.head) in by_place for link in found)
+    return tuple(found), 0 if placed == len(found) else placed
+
+
+def looking_at_places(seen: Recording) -> set[tuple[int, int]]:
+    """Return which heads give at least half of their weight to a place: layer and head; none in a short text."""
+    first = seen.layers[0]
+    if first.n_queries != first.n_keys or first.n_keys < LONG:
+        return set()
+    return {(habit.layer, habit.head) for habit in seen.heads() if habit.kind in PLACES}
 
 
 def pick_query(words: Sequence[str], special: Sequence[bool]) -> int:
@@ -142,9 +199,10 @@ def shares(view: View, layer: int, size: int) -> torch.Tensor:
 
 def to_json(view: View) -> dict[str, Any]:
     """Return the view as plain values; words by their place in `tokens`."""
-    n = len(view.words)
+    n = max(len(view.words), len(view.keys))
     return {
         "tokens": list(view.words),
+        **({"source_tokens": list(view.keys)} if view.crosses else {}),
         "query": view.query,
         "layer": view.layer,
         "head": view.head,
@@ -161,7 +219,7 @@ def to_json(view: View) -> dict[str, Any]:
 def _link(view: View, link: Link) -> dict[str, Any]:
     return {
         "from": bare(view.words[link.query]),
-        "to": bare(view.words[link.key]),
+        "to": bare(view.keys[link.key]),
         "from_place": link.query,
         "to_place": link.key,
         "weight": link.weight,
