@@ -1,0 +1,189 @@
+"""Pictures from files, and the preprocessing that a checkpoint was trained with.
+
+    resize -> crop the middle -> numbers from 0 to 1 -> minus the mean, over the deviation
+
+A checkpoint says in preprocessor_config.json what it did to its pictures; done otherwise, its answers are worse without
+a word. So a key that may change pixels is understood or refused. Pixels are those of transformers' image processors
+(the PIL ones; the torchvision ones round otherwise while they resize, by a fifth of 1/255 in the mean).
+
+Next: `models/vit.py` cuts them in patches.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearhead.data.preprocessing import BILINEAR, read_words, write_words
+from clearhead.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = frozenset(".avif .bmp .gif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a path is named like a picture; nothing is opened."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Yield every path that is a file, and the pictures in every one that is a folder, subfolders too, by name."""
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+        if not found:
+            raise InputError(f"{path} holds no picture: expected files that end in {', '.join(sorted(SUFFIXES))}")
+        yield from found
+
+
+def open_image(path: str | Path) -> "Image":
+    """Return the picture in a file, upright, whole in memory; InputError names the file that is none."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)  # cameras store how they were held; loads the picture, too
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected a picture") from None
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{path} is no picture that Pillow can read: convert it to PNG or JPEG") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: a damaged or unreadable picture: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageProcessor:
+    """What becomes of a picture before a model sees it. The defaults are those of ViT at 224 pixels.
+
+    `resize` is (height, width), or one number: the shorter side, the other in proportion. `scale` is what 0 to 255 is
+    multiplied by. `mean` and `std` are of the channels, `n_channels` of them: 1 is grey, 3 is red, green and blue.
+    """
+
+    resize: tuple[int, int] | int | None = (224, 224)
+    resample: int = BILINEAR
+    crop: tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    n_channels: int = 3
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ImageProcessor":
+        """Return the processor of a checkpoint folder; CheckpointError where it does what is not done here."""
+        path = Path(folder) / PREPROCESSOR
+        if not path.is_file():
+            raise CheckpointError(f"{folder} holds no {PREPROCESSOR}, which says how its model wants pictures")
+        config = _json(Path(folder) / "config.json") if (Path(folder) / "config.json").is_file() else {}
+        try:
+            return cls(**read_words(_json(path), config.get("num_channels", 3)))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write preprocessor_config.json into `folder`, as transformers reads it."""
+        (folder / PREPROCESSOR).write_text(json.dumps(write_words(**vars(self)), indent=2) + "\n", encoding="utf-8")
+
+    def read(self, picture: "str | Path | Image | Tensor") -> Float[Tensor, "channels height width"]:
+        """Return a picture as its model wants it: of a path, of Pillow, or a tensor.
+
+        A tensor is (height, width) or (channels, height, width), uint8 from 0 to 255 or floats from 0 to 1, which are
+        rounded to 256 steps. Grey becomes colour and colour grey, as the model asks; what is transparent is white.
+        """
+        from PIL import Image
+
+        if isinstance(picture, Tensor):
+            image = _from_tensor(picture)
+        else:
+            image = picture if isinstance(picture, Image.Image) else open_image(picture)
+        image = _in_mode(image, "L" if self.n_channels == 1 else "RGB")
+        if self.resize is not None:
+            height, width = _sides(image.height, image.width, self.resize)
+            image = image.resize((width, height), resample=Image.Resampling(self.resample))
+        pixels = _to_tensor(image)
+        if self.crop is not None:
+            pixels = _middle(pixels, self.crop)
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (self.mean, self.std))
+        return (pixels.float() * self.scale - mean) / std
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def _in_mode(image: "Image", mode: str) -> "Image":
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):  # 16 bits a pixel, which Pillow would clip at 255
+        return Image.fromarray((_array(image) >> 8).astype("uint8")).convert(mode)
+    if image.mode in ("I", "F"):
+        raise InputError(f"a picture of mode {image.mode} has no agreed white: save it with 8 or 16 bits a pixel")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert(mode)
+
+
+def _from_tensor(pixels: Tensor) -> "Image":
+    from PIL import Image
+
+    shape = tuple(pixels.shape)
+    pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or len(pixels) not in (1, 3) or 0 in shape:
+        raise InputError(f"expected a picture of (height, width) or (1 or 3 channels, height, width), got {shape}")
+    if pixels.is_floating_point():
+        low, high = pixels.aminmax()
+        if not (low >= 0 and high <= 1):  # nor a number that is none
+            raise InputError(f"expected floats from 0 to 1, got {low:.4g} to {high:.4g}: divide by 255, or give uint8")
+        pixels = (pixels * 255).round().to(torch.uint8)
+    if pixels.dtype != torch.uint8:
+        raise InputError(f"expected a picture of uint8 or of floats, got {pixels.dtype}")
+    array = pixels.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
+
+
+def _array(image: "Image") -> Any:
+    import numpy as np
+
+    return np.array(image)  # a copy: torch may write to it
+
+
+def _to_tensor(image: "Image") -> Tensor:
+    pixels = torch.from_numpy(_array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _sides(height: int, width: int, size: tuple[int, int] | int) -> tuple[int, int]:
+    """Return the new height and width; in proportion, the longer side is rounded down, as torchvision does."""
+    if isinstance(size, tuple):
+        return size
+    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+
+
+def _middle(pixels: Tensor, crop: tuple[int, int]) -> Tensor:
+    """Return the middle of a picture, with black around where it is too small."""
+    height, width = crop
+    more_rows, more_columns = max(height - pixels.shape[-2], 0), max(width - pixels.shape[-1], 0)
+    around = (more_columns // 2, math.ceil(more_columns / 2), more_rows // 2, math.ceil(more_rows / 2))
+    pixels = torch.nn.functional.pad(pixels, around)
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    return pixels[:, top : top + height, left : left + width]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Get the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
