@@ -49,14 +49,14 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 def open_image(path: str | Path) -> "Image":
     """Return the picture in a file, upright, whole in memory; InputError names the file that is none."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)  # cameras store how they were held; loads the picture, too
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected a picture") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise InputError(f"{path} is no picture that Pillow can read: convert it to PNG or JPEG") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: a damaged or unreadable picture: {error}") from error

@@ -42,32 +42,32 @@ HARMLESS = frozenset(
 
 def read_words(words: Mapping[str, Any], n_channels: int) -> dict[str, Any]:
     """Return the fields of an ImageProcessor that a file describes; CheckpointError at what is not done here."""
-    for key, value in words.items():
-        if value is None or key in UNDERSTOOD or key in HARMLESS or value in SETTLED.get(key, ()):
+    for key, given in words.items():
+        if given is None or key in UNDERSTOOD or key in HARMLESS or given in SETTLED.get(key, ()):
             continue
         close = nearest(key, sorted(UNDERSTOOD))
-        raise CheckpointError(f"{key} {value!r}, which may change what the model sees, is not done here{close}")
+        raise CheckpointError(f"{key} {given!r}, which may change what the model sees, is not done here{close}")
     kind = words.get("image_processor_type") or words.get("feature_extractor_type") or "ViTImageProcessor"
     if kind not in KINDS:
         raise CheckpointError(f"image_processor_type {kind!r} is unknown{nearest(str(kind), sorted(KINDS))}")
     defaults = DEFAULTS[KINDS[kind]]
 
-    def value(key: str, default: Any) -> Any:
+    def said(key: str, default: Any) -> Any:
         return default if words.get(key) is None else words[key]
 
     def does(key: str, default: bool) -> bool:
-        return _checked(key, value(key, default), "true or false", lambda answer: isinstance(answer, bool))
+        return _checked(key, said(key, default), "true or false", lambda answer: isinstance(answer, bool))
 
     square = does("default_to_square", defaults["square"])
     crops = does("do_center_crop", "crop_size" in defaults)
     mean, std = defaults["normal"] if does("do_normalize", True) else ((0.0,), (1.0,))
     if does("do_normalize", True):
-        mean, std = value("image_mean", mean), value("image_std", std)
+        mean, std = said("image_mean", mean), said("image_std", std)
     return dict(
-        resize=_size("size", value("size", defaults["size"]), square) if does("do_resize", True) else None,
-        resample=_checked("resample", value("resample", defaults["resample"]), "0 to 5", lambda n: n in range(6)),
-        crop=_both("crop_size", value("crop_size", defaults.get("crop_size", 224))) if crops else None,
-        scale=float(_number("rescale_factor", value("rescale_factor", 1 / 255))) if does("do_rescale", True) else 1.0,
+        resize=_size("size", said("size", defaults["size"]), square) if does("do_resize", True) else None,
+        resample=_checked("resample", said("resample", defaults["resample"]), "0 to 5", lambda n: n in range(6)),
+        crop=_both("crop_size", said("crop_size", defaults.get("crop_size", 224))) if crops else None,
+        scale=float(_number("rescale_factor", said("rescale_factor", 1 / 255))) if does("do_rescale", True) else 1.0,
         mean=_channels("image_mean", mean, n_channels),
         std=_channels("image_std", std, n_channels),
         n_channels=_checked("num_channels", n_channels, "1 or 3", lambda n: n in (1, 3)),
