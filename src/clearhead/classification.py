@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from clearhead.errors import ClearheadError, ConfigError, InputError
 from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassification
+from clearhead.models.modernbert import ModernBert, ModernBertConfig, ModernBertForSequenceClassification
 from clearhead.packed import PackedEncoder, obstacle, pack
 
 Row = Sequence[int]
 Runner = Callable[[Sequence[Row]], Tensor]
+Encoder = Bert | BertForSequenceClassification | ModernBert | ModernBertForSequenceClassification
 
 BUDGET = {
     "cpu": 2_048,
@@ -45,8 +47,10 @@ def classify(
     Raises ConfigError at once for a model that labels no texts, has one label only, or is in training mode; InputError
     when it comes to a row that the model cannot read, after the answers to the windows before it.
     """
-    if not isinstance(model, BertForSequenceClassification):
-        raise ConfigError(f"classify needs a BertForSequenceClassification, got a {type(model).__name__}: try embed()")
+    if not isinstance(model, BertForSequenceClassification | ModernBertForSequenceClassification):
+        raise ConfigError(
+            f"classify needs a BertForSequenceClassification or its like, got a {type(model).__name__}: try embed()"
+        )
     if len(model.config.labels) < 2:
         raise ConfigError(
             f"classify needs at least two labels to choose from, and this model has one, {model.config.labels[0]!r}, "
@@ -63,13 +67,13 @@ def embed(
 
     Arguments and errors are those of `classify`; a runner must be one of the trunk, `fastest(model.bert)`.
     """
-    trunk = model if isinstance(model, Bert) else getattr(model, "bert", None)
-    if not isinstance(trunk, Bert):
+    trunk = model if isinstance(model, Bert | ModernBert) else getattr(model, "bert", None)
+    if not isinstance(trunk, Bert | ModernBert):
         raise ConfigError(f"embed needs a Bert or a model that has one as .bert, got a {type(model).__name__}")
     return _in_order(trunk, rows, runner, window)
 
 
-def fastest(model: Bert | BertForSequenceClassification, dtype: torch.dtype | None = None) -> tuple[Runner, str]:
+def fastest(model: Encoder, dtype: torch.dtype | None = None) -> tuple[Runner, str]:
     """Return what runs `model` fastest where it is, and one line that says what that is and why nothing faster.
 
     `dtype=torch.bfloat16` trades exactness for speed (about 3 digits for 7) where the processor has instructions for
@@ -92,7 +96,7 @@ def padded(model: nn.Module, dtype: torch.dtype | None = None) -> Runner:
     Any processor, any of the model's tricks. `dtype` runs matrix products in half precision (torch.autocast).
     """
     place = next(model.parameters()).device
-    call = model.embed if isinstance(model, Bert) else model
+    call = model.embed if isinstance(model, Bert | ModernBert) else model
 
     @torch.no_grad()
     def run(rows: Sequence[Row]) -> Tensor:
@@ -117,9 +121,7 @@ class _OncePackingPays:
         return self.plain(rows) if self.n_tokens < PACKING_PAYS else self.encoder(rows)
 
 
-def _in_order(
-    model: Bert | BertForSequenceClassification, rows: Iterable[Row], runner: Runner | None, window: int
-) -> Iterator[Tensor]:
+def _in_order(model: Encoder, rows: Iterable[Row], runner: Runner | None, window: int) -> Iterator[Tensor]:
     """Check what can be checked before the first row is read, then return the lazy rest."""
     if model.training:
         raise ConfigError("the model is in training mode, its answers would be random: call model.eval() first")
@@ -139,7 +141,7 @@ def _in_order(
     return answers()
 
 
-def _readable(rows: Iterable[Row], config: BertConfig) -> Iterator[Row]:
+def _readable(rows: Iterable[Row], config: BertConfig | ModernBertConfig) -> Iterator[Row]:
     """Yield the rows; InputError at one that is empty, too long, or holds an id that is no token."""
     for n, row in enumerate(rows, 1):
         if not 0 < len(row) <= config.max_len:

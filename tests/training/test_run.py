@@ -22,6 +22,12 @@ from clearhead.data.batches import collate
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import CheckpointError, ConfigError, InputError, Interrupted, TrainingError
 from clearhead.models.bert import Bert, BertConfig, BertForMaskedLM, BertForSequenceClassification
+from clearhead.models.modernbert import (
+    ModernBert,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+)
 from clearhead.training.loop import evaluate
 from clearhead.training.objectives import Classification
 from clearhead.training.recipe import Recipe
@@ -50,6 +56,8 @@ ema = 0.9
 evaluate_every = 6
 save_every = 3
 """
+
+MODERN = {"classification": ModernBertForSequenceClassification, "masked_words": ModernBertForMaskedLM}
 
 
 @pytest.fixture
@@ -165,6 +173,17 @@ def test_masked_words_train_from_plain_lines(place: Path) -> None:
     first, last = (line["valid_loss"] for line in metrics(run) if "valid_loss" in line)
     assert last < first
     assert isinstance(load(run), BertForMaskedLM)
+
+
+@pytest.mark.parametrize("objective", ["classification", "masked_words"])
+def test_a_modernbert_trains_too(objective: str, place: Path, words: Tokenizer) -> None:
+    config = ModernBertConfig(vocab_size=words.vocab_size, d_model=32, n_heads=2, n_layers=2, d_ff=64, pad_id=0)
+    save(ModernBert(config), place / "modern", tokenizer=words)
+    edit(place, "[optimizer]", f'[objective]\nname = "{objective}"\n[optimizer]')
+    run = run_recipe("recipe.toml", out="run", start="modern")
+    losses = [line["valid_loss"] for line in metrics(run) if "valid_loss" in line]
+    assert losses[-1] < losses[0]
+    assert isinstance(load(run), MODERN[objective])
 
 
 def test_dropout_is_what_the_recipe_says(place: Path) -> None:

@@ -26,6 +26,7 @@ from clearhead.checkpoints.gemma import GEMMA2, GEMMA3
 from clearhead.checkpoints.gpt2 import GPT2
 from clearhead.checkpoints.llama import LLAMA, MISTRAL
 from clearhead.checkpoints.mapping import read_tensors, write_tensors
+from clearhead.checkpoints.modernbert import MODERNBERT
 from clearhead.checkpoints.qwen import QWEN2, QWEN3
 from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
 from clearhead.checkpoints.t5 import T5
@@ -33,10 +34,11 @@ from clearhead.checkpoints.vit import DEIT, VIT
 from clearhead.checkpoints.whisper import WHISPER
 from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
+from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification
 
 __all__ = ["FAMILIES", "Origin", "build", "find", "load", "origin", "save", "with_head"]
 
-ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT)
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, MODERNBERT)
 DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
 PICTURES = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS)
 ENCODER_DECODERS = (MARIAN, BART, T5, WHISPER)
@@ -164,15 +166,21 @@ def _in_some_words(
     raise CheckpointError(f"a {f'{name} ' if name else ''}checkpoint holds one of {known}, got {head.__name__}")
 
 
-def with_head(model: nn.Module, labels: tuple[str, ...] | list[str]) -> BertForSequenceClassification:
+def with_head(
+    model: nn.Module, labels: tuple[str, ...] | list[str]
+) -> BertForSequenceClassification | ModernBertForSequenceClassification:
     """Return a text classifier with a fresh last layer on the trunk of `model`, for fine-tuning.
 
     The trunk is taken over, not copied, its pooler with it; where its family has none before fine-tuning
     (DistilBERT), it gets a fresh one. Saved again, it is its family's sequence classifier.
     """
     trunk, came_from = _trunk(model), origin(model)
+    if isinstance(trunk, ModernBert):
+        trunk.config = replace(trunk.config, labels=tuple(labels))
+        modern = ModernBertForSequenceClassification(trunk.config, bert=trunk)
+        return modern.to(trunk.words.weight).train(trunk.training)
     if not isinstance(trunk, Bert):
-        raise CheckpointError(f"expected a Bert or a model with one inside, got {type(model).__name__}")
+        raise CheckpointError(f"expected a Bert or a ModernBert, or one with a head, got {type(model).__name__}")
     pooler = (FAMILIES[came_from.family].pooler if came_from else trunk.config.pooler) or BERT.pooler
     config = replace(trunk.config, labels=tuple(labels), pooler=pooler)
     words = trunk.embeddings.words.weight

@@ -13,6 +13,7 @@ from clearhead.data.text import Example, read_examples, read_texts
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import TrainingError
 from clearhead.models.bert import Bert, BertForMaskedLM, BertForSequenceClassification
+from clearhead.models.modernbert import ModernBert, ModernBertForMaskedLM, ModernBertForSequenceClassification
 from clearhead.training.objectives import Classification, MaskedWords
 from clearhead.training.recipe import DataSection, Recipe
 from clearhead.training.task import DataSet, Task
@@ -52,7 +53,10 @@ def _read(path: Path, section: DataSection, labels: tuple[str, ...]) -> list[Exa
 def _labeller(source: nn.Module, recipe: Recipe, tokenizer: Tokenizer) -> nn.Module:
     """Return the trunk under a head for the labels: its own if it has the same, so that a second stage goes on."""
     labels = recipe.model.labels
-    if not isinstance(source, BertForSequenceClassification) or source.config.labels != labels:
+    if (
+        not isinstance(source, BertForSequenceClassification | ModernBertForSequenceClassification)
+        or source.config.labels != labels
+    ):
         source = with_head(source, labels)
     require_fit(recipe, tokenizer, source.config.max_len, source.config.vocab_size)
     return source
@@ -61,14 +65,17 @@ def _labeller(source: nn.Module, recipe: Recipe, tokenizer: Tokenizer) -> nn.Mod
 def _word_guesser(source: nn.Module, recipe: Recipe, tokenizer: Tokenizer) -> nn.Module:
     """Return the trunk under a head for words: its own if it has one."""
     model = source
-    if not isinstance(model, BertForMaskedLM):
-        trunk = source if isinstance(source, Bert) else getattr(source, "bert", None)
-        if not isinstance(trunk, Bert):
+    if not isinstance(model, BertForMaskedLM | ModernBertForMaskedLM):
+        trunk = source if isinstance(source, Bert | ModernBert) else getattr(source, "bert", None)
+        if isinstance(trunk, ModernBert):
+            model = ModernBertForMaskedLM(trunk.config, bert=trunk)
+        elif isinstance(trunk, Bert):
+            model = BertForMaskedLM(replace(trunk.config, pooler=None))  # guessing words, nobody pools
+            model.bert.load_state_dict({k: v for k, v in trunk.state_dict().items() if not k.startswith("pooler.")})
+        else:
             raise TrainingError(
                 f"hidden words are guessed by a BERT, and the checkpoint holds a {type(source).__name__}"
             )
-        model = BertForMaskedLM(replace(trunk.config, pooler=None))  # guessing words, nobody pools
-        model.bert.load_state_dict({k: v for k, v in trunk.state_dict().items() if not k.startswith("pooler.")})
     require_fit(recipe, tokenizer, model.config.max_len, model.config.vocab_size)
     return model
 
