@@ -72,7 +72,7 @@ def standing_beside(model: nn.Module, recorder: "Recorder", report: Report) -> I
                 stack.enter_context(recorder.following(name, module))
         if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
             recorder.recording.note("the compiled model ran uncompiled while it was watched")
-        stack.enter_context(FusedCalls(report))
+        recorder.mode = stack.enter_context(FusedCalls(report))
         yield
 
 
@@ -92,6 +92,9 @@ class Recorder:
         self.running: list[str] = []  # names of the modules whose forward is running, outermost first
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
         self.last_rule: tuple[Tensor, int, tuple[int, ...], Rule] | None = None
+        self.mode: FusedCalls | None = None
+        self.also_backward = False  # report layers, too, that activation checkpointing runs again during backward
+        self.re_entered = False
 
     @contextlib.contextmanager
     def following(self, name: str, module: nn.Module) -> Iterator[None]:
@@ -112,6 +115,7 @@ class Recorder:
                 return
             if not self.running:
                 self.times.clear()
+                self.re_enter()
             self.running.append(name)
             if suspect and name not in self.recording.ran:
                 self.recording.ran[name] = Ran(type(module).__name__, _why_unseen(module))
@@ -120,6 +124,8 @@ class Recorder:
             if threading.get_ident() == self.thread and name in self.running:
                 while self.running.pop() != name:  # a module that was left by an exception
                     pass
+                if not self.running:
+                    self.leave_again()
 
         hooks = [
             module.register_forward_pre_hook(begins, prepend=True),
@@ -130,6 +136,20 @@ class Recorder:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def re_enter(self) -> None:
+        """Open the function mode for a layer that runs again during backward, where torch turns modes off."""
+        if not self.also_backward or self.mode is None or torch._C._current_graph_task_id() == -1:
+            return
+        if self.mode not in torch.overrides._get_current_function_mode_stack():
+            self.mode.__enter__()
+            self.re_entered = True
+
+    def leave_again(self) -> None:
+        """Close what `re_enter` opened."""
+        if self.re_entered and self.mode is not None:
+            self.re_entered = False
+            self.mode.__exit__(None, None, None)
 
     def keep(self, sighting: Sighting) -> None:
         """Copy what a fused call was given, into the layer it belongs to."""
