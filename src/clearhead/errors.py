@@ -7,7 +7,7 @@
     ├── InputError         a text, file or argument that cannot be used
     ├── TrainingError      a run that cannot start, resume or go on
     │   └── Interrupted    a run that a signal stopped: all it had learned is saved
-    ├── WatchError         attention that cannot be recorded or shown
+    ├── WatchError         attention that cannot be recorded, shown or edited
     └── MissingExtra       an optional package is needed; the message holds the `pip install` line
 
 A message says what was expected, what came, and what to do. `assert` is kept for our own invariants: an
@@ -48,7 +48,7 @@ class Interrupted(TrainingError):
 
 
 class WatchError(ClearheadError):
-    """Attention that cannot be recorded or shown: names the call or the layer and what to ask for instead."""
+    """Attention that cannot be recorded, shown or edited: names the call or the layer and what to ask for instead."""
 
 
 class MissingExtra(ClearheadError, ImportError):

@@ -94,7 +94,7 @@ class Recorder:
         self.last_rule: tuple[Tensor, int, tuple[int, ...], Rule] | None = None
         self.mode: FusedCalls | None = None
         self.also_backward = False  # report layers, too, that activation checkpointing runs again during backward
-        self.re_entered = False
+        self.again = contextlib.ExitStack()  # what is open while one of those runs
 
     @contextlib.contextmanager
     def following(self, name: str, module: nn.Module) -> Iterator[None]:
@@ -125,7 +125,7 @@ class Recorder:
                 while self.running.pop() != name:  # a module that was left by an exception
                     pass
                 if not self.running:
-                    self.leave_again()
+                    self.again.close()
 
         hooks = [
             module.register_forward_pre_hook(begins, prepend=True),
@@ -141,15 +141,8 @@ class Recorder:
         """Open the function mode for a layer that runs again during backward, where torch turns modes off."""
         if not self.also_backward or self.mode is None or torch._C._current_graph_task_id() == -1:
             return
-        if self.mode not in torch.overrides._get_current_function_mode_stack():
-            self.mode.__enter__()
-            self.re_entered = True
-
-    def leave_again(self) -> None:
-        """Close what `re_enter` opened."""
-        if self.re_entered and self.mode is not None:
-            self.re_entered = False
-            self.mode.__exit__(None, None, None)
+        if self.mode not in torch.overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+            self.again.enter_context(self.mode)
 
     def keep(self, sighting: Sighting) -> None:
         """Copy what a fused call was given, into the layer it belongs to."""
