@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 from clearhead.data.batches import Rows
 from clearhead.errors import TrainingError
 from clearhead.models.bert import BertConfig, BertForSequenceClassification
-from clearhead.training.loop import Average, Learner, Step, count_steps, evaluate, train
+from clearhead.training.loop import Average, Learner, Step, autocast, count_steps, evaluate, train
 from clearhead.training.objectives import Classification
 
 from .conftest import make_learner, make_recipe
@@ -166,3 +168,22 @@ def test_epochs_are_rounded_up_to_whole_steps(config: BertConfig, rows: Rows) ->
     learner = make_learner(config, rows, recipe)
     n_batches = -(-len(rows.tokens) // 8) * 3
     assert count_steps(learner.batches, recipe) == -(-n_batches // 2)
+
+
+def test_bfloat16_on_a_cpu_attends_by_the_formula_and_leaves_torch_as_it_was() -> None:
+    q, k, v = (torch.randn(2, 4, 50, 32, requires_grad=True) for _ in range(3))
+    expected = F.scaled_dot_product_attention(q, k, v)
+    gradient = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (q, k, v), gradient)
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    with autocast(torch.device("cpu"), "bf16"):
+        assert SDPBackend.MATH.value == torch._fused_sdp_choice(q, k, v)
+        seen = F.scaled_dot_product_attention(q, k, v)
+    assert seen.dtype == torch.bfloat16
+    found = torch.autograd.grad(seen, (q, k, v), gradient.bfloat16())
+    for ours, exact in zip((seen, *found), (expected, *wanted)):
+        assert (ours - exact).norm() < 0.02 * exact.norm()
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
+    assert torch.backends.cuda.flash_sdp_enabled() and torch._fused_sdp_choice(q, k, v) != SDPBackend.MATH.value
+    with autocast(torch.device("cpu"), "fp32"):
+        assert torch._fused_sdp_choice(q, k, v) != SDPBackend.MATH.value
