@@ -28,11 +28,11 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 PUBLIC = """
     ALiBi Bert BertConfig BertForMaskedLM BertForSequenceClassification BertForTokenClassification Block CAUSAL
     CheckpointError ClearheadError ConfigError Derivation EVERYWHERE Edits EncoderDecoder EncoderDecoderConfig
-    FeedForward GPT GPTConfig GPTForCausalLM GatedFeedForward InputError Interrupted KVCache LayerCache LearnedPositions Mask
-    MissingExtra MultiHeadAttention Order RMSNorm Recording RelativeBias Rotary RotaryConfig ShapeError
-    SinusoidalPositions Tokenizer TrainingError ViT ViTConfig ViTForImageClassification WatchError attend
-    attention_map classify derive embed fastest find find_word generate load pack post_norm pre_norm run_recipe save
-    watch with_head
+    FeedForward GPT GPTConfig GPTForCausalLM GatedFeedForward InputError Interrupted KVCache LayerCache
+    LearnedPositions Mask MissingExtra MultiHeadAttention Order RMSNorm Recording RelativeBias Rotary RotaryConfig
+    ShapeError SinusoidalPositions Tokenizer TrainingError ViT ViTConfig ViTForImageClassification WatchError attend
+    attention_map classify derive edit embed fastest find find_word generate load pack post_norm pre_norm run_recipe
+    save watch with_head
 """.split()
 
 # Imported only by the rooms that use them: a person who wants attend() should not wait for a terminal library, nor
