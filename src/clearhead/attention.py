@@ -16,73 +16,20 @@ Next: `derivation.py` arrives at this code in eight steps; `positions.py` says h
 """
 
 import math
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clearhead.cache import LayerCache
 from clearhead.errors import ConfigError, ShapeError
+from clearhead.mask import CAUSAL, EVERYWHERE, Mask, check_mask
 from clearhead.positions import Order
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Mask:
-    """Who may look at whom. Every field narrows the others; `Mask()` lets everybody look everywhere.
-
-    Queries are aligned to the end of the keys: the last query stands where the last key stands, so decoding one
-    token against a cache of a thousand is no special case.
-
-    causal:      a query sees its own position and what came before, never what comes after.
-    window:      (left, right): besides its own position, how many keys to each side a query sees. Mistral's
-                 sliding window of W is `Mask(causal=True, window=(W - 1, 0))`.
-    key_starts:  the first `key_starts[b]` keys of text b are padding (texts aligned to the right, to be continued).
-    key_lengths: only the first `key_lengths[b]` keys of text b exist, the rest is padding.
-    queries_at:  where the queries stand among the keys, if not at their end (a cache of fixed shape).
-    allowed:     any other rule, True = may look.
-    bias:        added to the scaled scores, e.g. -inf where one may not look, or a relative position bias.
-    """
-
-    causal: bool = False
-    window: tuple[int, int] | None = None
-    key_starts: Int[Tensor, " batch"] | None = None
-    key_lengths: Int[Tensor, " batch"] | None = None
-    queries_at: Int[Tensor, " query"] | None = None
-    allowed: Bool[Tensor, "#batch #heads #query #key"] | None = None
-    bias: Float[Tensor, "#batch #heads #query #key"] | None = None
-
-    def dense(
-        self, n_queries: int, n_keys: int, device: torch.device
-    ) -> Bool[Tensor, "#batch #heads #query #key"] | None:
-        """Return every boolean rule as one tensor that broadcasts to the scores, or None if all is allowed."""
-        rules = [] if self.allowed is None else [self.allowed]
-        keys = torch.arange(n_keys, device=device)
-        if self.causal or self.window is not None:
-            left, right = self.window if self.window is not None else (n_keys, n_keys)
-            right = 0 if self.causal else right
-            ahead = keys - self.places(n_queries, n_keys, device).unsqueeze(-1)  # query key
-            rules.append(((-left <= ahead) & (ahead <= right))[None, None])
-        if self.key_starts is not None:
-            rules.append(keys >= self.key_starts[:, None, None, None])
-        if self.key_lengths is not None:
-            rules.append(keys < self.key_lengths[:, None, None, None])
-        return reduce(torch.logical_and, rules) if rules else None
-
-    def places(self, n_queries: int, n_keys: int, device: torch.device) -> Int[Tensor, " query"]:
-        """Return where the queries stand among the keys: at their end, unless said otherwise."""
-        return torch.arange(n_keys - n_queries, n_keys, device=device) if self.queries_at is None else self.queries_at
-
-    def with_bias(self, bias: Float[Tensor, "#batch #heads #query #key"]) -> "Mask":
-        """Return the same mask with `bias` added to the scores too."""
-        return replace(self, bias=bias if self.bias is None else self.bias + bias)
-
-
-EVERYWHERE = Mask()
-CAUSAL = Mask(causal=True)
+__all__ = ["CAUSAL", "EVERYWHERE", "Mask", "MultiHeadAttention", "attend", "attention_map"]
 
 
 def attend(
@@ -93,6 +40,7 @@ def attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads query d_value"]:
     """Return `softmax(scale * q @ k^T + bias) @ v` by one fused call, in memory that grows with time, not time^2.
@@ -105,6 +53,9 @@ def attend(
 
     With a `softcap` c, scores s become `c tanh(s / c)` before the bias (Gemma 2): these are computed by the formula,
     time^2 numbers a head, and handed to the fused call as a bias.
+
+    `sinks` are scores of a place that holds nothing, one a head: what a query gives to it, it gives to no word, so its
+    weights sum to less than 1 (OpenAI 2025, gpt-oss; after Xiao et al. 2023, StreamingLLM). One more key, in front.
 
     Raises ShapeError when shapes, dtypes or devices do not fit: torch's CPU kernel, for one, accepts keys and
     values of different lengths and returns finite numbers.
@@ -121,7 +72,12 @@ def attend(
     if mask.bias is not None:
         bias = mask.bias.to(q.dtype)
         rule = bias if allowed is None else torch.where(allowed, bias, -math.inf)
-    return F.scaled_dot_product_attention(
+    first, width = 0, v.shape[-1]
+    if sinks is not None:
+        first = int(is_causal)  # a square stays one: a query in front too, which sees the sink alone
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        q, k, v, rule = _with_sink(q, k, v, rule, sinks / scale, first)
+    out = F.scaled_dot_product_attention(
         q,
         k,
         v,
@@ -131,6 +87,7 @@ def attend(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    return out if sinks is None else out[:, :, first:, :width]
 
 
 def attention_map(
@@ -140,6 +97,7 @@ def attention_map(
     *,
     scale: float | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads query key"]:
     """Return the weights themselves, `softmax(scale * q @ k^T + bias)`, by the formula: time^2 numbers a head.
 
@@ -154,6 +112,9 @@ def attention_map(
     allowed = mask.dense(q.shape[-2], k.shape[-2], q.device)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -math.inf)
+    if sinks is not None:
+        sink = sinks.to(exact)[:, None, None].expand(*scores.shape[:-1], 1)
+        return torch.cat([sink, scores], dim=-1).softmax(-1)[..., 1:].to(q.dtype)
     blind = (scores == -math.inf).all(-1, keepdim=True)  # softmax of nothing is 0/0
     return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0).to(q.dtype)
 
@@ -163,6 +124,25 @@ def _capped_scores(q: Tensor, k: Tensor, scale: float | None, softcap: float | N
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-2, -1)
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def _with_sink(
+    q: Tensor, k: Tensor, v: Tensor, rule: Tensor | None, at: Tensor, n_front: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return all with one more key, in front, that every query of head h finds by a product of `at[h]`, worth nothing.
+
+    One more channel says so: 1 for that key and 0 for words, `at` for all queries; seven more are for the kernels,
+    which want widths that 8 divides. `n_front` queries of zeros stand in front too.
+    """
+    tells = at.to(q.dtype)[:, None, None].expand(*q.shape[:-1], 1)
+    q = F.pad(torch.cat([q, tells], dim=-1), (0, 7, n_front, 0))
+    place = k.shape[-1]
+    k, v = F.pad(k, (0, 8, 1, 0)), F.pad(v, (0, 8, 1, 0))
+    k[:, :, 0, place] = 1
+    if rule is not None:
+        rule = rule.expand(*rule.shape[:-1], k.shape[2] - 1)
+        rule = F.pad(rule, (1, 0), value=rule.dtype == torch.bool)
+    return q, k, v, rule
 
 
 class MultiHeadAttention(nn.Module):
@@ -183,6 +163,7 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
         scale: float | None = None,
         softcap: float | None = None,
+        sinks: bool = False,
         order: Order | None = None,
     ) -> None:
         super().__init__()
@@ -195,6 +176,7 @@ class MultiHeadAttention(nn.Module):
         self.n_heads, self.n_kv_heads, self.d_head = n_heads, n_kv_heads, d_head
         self.scale, self.softcap = d_head**-0.5 if scale is None else scale, softcap
         self.dropout, self.order = dropout, order
+        self.sinks = nn.Parameter(torch.zeros(n_heads)) if sinks else None
         self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=bias)
         self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
         self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
@@ -230,7 +212,7 @@ class MultiHeadAttention(nn.Module):
                 mask = mask if cache.grows else replace(mask, queries_at=places)
             mask = self._with_order_bias(mask, q.shape[-2], k.shape[-2], x.device)
         dropout = self.dropout if self.training else 0.0
-        heads = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap, dropout=dropout)
+        heads = attend(q, k, v, mask, scale=self.scale, softcap=self.softcap, sinks=self.sinks, dropout=dropout)
         return self.out_proj(rearrange(heads, "batch heads time d_head -> batch time (heads d_head)"))
 
     def queries(self, x: Float[Tensor, "batch time d_model"]) -> Float[Tensor, "batch heads time d_head"]:
@@ -263,11 +245,6 @@ class MultiHeadAttention(nn.Module):
 def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
     """Refuse what does not fit, with what came and what was expected; kernels differ in what they let through."""
     tensors = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
-    if not isinstance(mask, Mask):
-        raise ShapeError(
-            f"mask is a {type(mask).__name__}: expected clearhead.Mask, e.g. Mask(causal=True), "
-            f"Mask(allowed=boolean tensor, True = may look) or Mask(bias=float tensor)"
-        )
     if any(t.ndim != 4 for t in tensors.values()):
         raise ShapeError(f"expected (batch, heads, time, d_head) for each of q, k, v, got {_shapes(tensors)}")
     if len({t.dtype for t in tensors.values()}) > 1:
@@ -284,37 +261,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor | None, mask: Mask) -> None:
         raise ShapeError(
             f"{q.shape[1]} query heads cannot share {k.shape[1]} key/value heads evenly: {_shapes(tensors)}"
         )
-    _check_mask(mask, q, k)
+    check_mask(mask, q, k)
 
 
 def _shapes(tensors: dict[str, Tensor]) -> str:
     return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-
-
-def _check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:
-    full = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    for name, rule in (("allowed", mask.allowed), ("bias", mask.bias)):
-        if rule is None:
-            continue
-        if name == "allowed" and rule.dtype != torch.bool:
-            raise ShapeError(f"Mask.allowed must be boolean (True = may look), got {rule.dtype}: numbers go in bias=")
-        if name == "bias" and not rule.is_floating_point():
-            raise ShapeError(f"Mask.bias is added to the scores and must be floating, got {rule.dtype}")
-        if rule.ndim != 4 or any(have not in (1, want) for have, want in zip(rule.shape, full, strict=True)):
-            raise ShapeError(
-                f"Mask.{name} must broadcast to (batch, heads, query, key) = {full}, got {tuple(rule.shape)}"
-            )
-        if rule.device != q.device:
-            raise ShapeError(f"Mask.{name} is on {rule.device}, q on {q.device}: move it with .to(q.device)")
-    for name, counts in (("key_starts", mask.key_starts), ("key_lengths", mask.key_lengths)):
-        if counts is not None and (counts.shape != q.shape[:1] or counts.is_floating_point()):
-            raise ShapeError(
-                f"Mask.{name} must be {q.shape[0]} whole numbers, one a text, "
-                f"got {counts.dtype} of shape {tuple(counts.shape)}"
-            )
-        if counts is not None and counts.device != q.device:
-            raise ShapeError(f"Mask.{name} is on {counts.device}, q on {q.device}: move it with .to(q.device)")
-    if mask.queries_at is not None and mask.queries_at.shape != q.shape[2:3]:
-        raise ShapeError(f"Mask.queries_at is one place a query, {q.shape[2]}, got {tuple(mask.queries_at.shape)}")
-    if mask.window is not None and min(mask.window) < 0:
-        raise ShapeError(f"Mask.window counts keys to the left and right and cannot be negative, got {mask.window}")

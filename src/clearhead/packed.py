@@ -237,6 +237,8 @@ def block_obstacle(block: nn.Module) -> str | None:
         return f"its residual is {getattr(block.residual, '__name__', block.residual)}, not post_norm"
     if block.cross_attention is not None:
         return "its blocks have cross-attention"
+    if block.attention.sinks is not None:
+        return "its attention has sinks"
     if block.attention.order is not None:
         return f"order enters its attention by {type(block.attention.order).__name__}"
     if block.attention.n_kv_heads != block.attention.n_heads:

@@ -151,19 +151,23 @@ def derive(
     q = q[:, query : query + 1]  # one word asks, all may answer
     s = scores(q, k)
     z = scale(s, attention.scale, attention.softcap)
-    w = softmax(z, bias, allowed)
+    w = softmax(z, bias, allowed, attention.sinks)
     o = mix(w, v)
     y = multi_head(attention, o.to(x.dtype))
 
     here = (head, 0)
     added = {} if bias is None else {"bias": bias[here]}
+    sunk = {} if attention.sinks is None else {"sink": attention.sinks[head]}
     tensors: tuple[dict[str, Tensor], ...] = (
         {"x": x} if memory is None else {"x": x, "memory": memory},
         {"values": v[head]},
         {"naive_sum": naive[here]},
         {"query": q[here], "keys": k[head], "scores": s[here]},
-        {"scaled": z[here], **_under_other_scales(attention, s[here], allowed[here], added.get("bias"))},
-        {"allowed": allowed[here], **added, "weights": w[here]},
+        {
+            "scaled": z[here],
+            **_under_other_scales(attention, s[here], allowed[here], added.get("bias"), sunk.get("sink")),
+        },
+        {"allowed": allowed[here], **added, **sunk, "weights": w[here]},
         {"head_output": o[here]},
         {"all_weights": w[:, 0], "concatenated": o.flatten(), "added": _added(attention, o[:, 0]), "output": y[0]},
     )
@@ -211,13 +215,14 @@ def _rules(
 
 
 def _under_other_scales(
-    attention: MultiHeadAttention, s: Tensor, allowed: Tensor, bias: Tensor | None
+    attention: MultiHeadAttention, s: Tensor, allowed: Tensor, bias: Tensor | None, sink: Tensor | None
 ) -> dict[str, Tensor]:
     """Return four factors (none, 1/√D, 1/D, this layer's) with the scores' standard deviation and largest weight."""
     factors = s.new_tensor([1.0, attention.d_head**-0.5, 1 / attention.d_head, attention.scale])
     scaled = torch.stack([scale(s[None], float(factor), attention.softcap) for factor in factors])
     stds = scaled[..., allowed].std(-1, correction=0).flatten() if allowed.any() else torch.zeros_like(factors)
-    shares = softmax(scaled, None if bias is None else bias[None, None], allowed[None, None])
+    sinks = None if sink is None else sink.expand(len(factors))
+    shares = softmax(scaled, None if bias is None else bias[None, None], allowed[None, None], sinks)
     return {"factors": factors, "stds": stds, "peaks": shares.amax((1, 2))}
 
 

@@ -33,7 +33,7 @@ def equations(attention: MultiHeadAttention, known: Known, query: int) -> list[s
         f"o_i = Σ_j v_j / T, i = {query}, T = {int(known['allowed'].sum())}",
         f"q_i = {asks}, k_j = {answers}, s_ij = q_i · k_j",
         f"z_ij = {scaled}",
-        f"w_ij = exp({power}) / Σ_j exp({power})",
+        f"w_ij = exp({power}) / {'(exp(sink) + Σ_j exp(' + power + '))' if 'sink' in known else f'Σ_j exp({power})'}",
         f"o_i = Σ_j w_ij v_j ∈ R^{d_head}",
         f"y_i = W_O [o_i^0 … o_i^{attention.n_heads - 1}] + b_O, W_O ∈ R^({x.shape[-1]}×{attention.n_heads * d_head})",
     ]

@@ -107,18 +107,23 @@ def softmax(
     scaled: Float[Tensor, "heads query key"],
     bias: Float[Tensor, "#heads query key"] | None = None,
     allowed: Bool[Tensor, "#heads query key"] | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "heads query key"]:
     """Step 6. Matches become shares: `w_ij = exp(z_ij + b_ij) / Σ_j exp(z_ij + b_ij)`, all positive, summing to 1.
 
     A word that may not be looked at has share 0. Shares do not change when all z do alike, so the highest is taken
-    off first and nothing overflows. Who may look nowhere gets only zeros.
+    off first and nothing overflows. Who may look nowhere gets only zeros. A sink (gpt-oss) is one more match, with
+    nothing behind it: what it takes, no word gets, and the shares sum to less than 1.
     """
     z = scaled if bias is None else scaled + bias
     if allowed is not None:
         z = z.masked_fill(~allowed, -math.inf)
+    if sinks is not None:
+        z = torch.cat([sinks.to(z)[:, None, None].expand(*z.shape[:-1], 1), z], dim=-1)
     highest = z.amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
     raised = (z - highest).exp()
-    return raised / raised.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+    shares = raised / raised.sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+    return shares if sinks is None else shares[..., 1:]
 
 
 def mix(

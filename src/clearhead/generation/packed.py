@@ -105,6 +105,7 @@ class PackedAttention(MultiHeadAttention):
         nn.Module.__init__(self)
         self.n_heads, self.n_kv_heads, self.d_head = of.n_heads, of.n_kv_heads, of.d_head
         self.scale, self.softcap, self.dropout, self.order = of.scale, of.softcap, of.dropout, of.order
+        self.sinks = of.sinks
         self.qkv_proj = linear(*joined(of.q_proj, of.k_proj, of.v_proj), None)
         self.out_proj = linear(*joined(of.out_proj), None)  # type: ignore[assignment]
 

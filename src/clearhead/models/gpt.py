@@ -73,6 +73,7 @@ class GPTConfig:
     tied: bool = True  # the output matrix is the word embedding
     score_softcap: float | None = None  # c tanh(scores / c) (Gemma 2)
     logit_softcap: float | None = None  # c tanh(logits / c)
+    sinks: bool = False  # every head may give part of its attention to nothing (gpt-oss)
     dropout: float = 0.1
     attention_dropout: float = 0.1
 
@@ -226,6 +227,7 @@ def _block(config: GPTConfig, layer: int) -> Block:
         dropout=config.attention_dropout,
         scale=config.scale,
         softcap=config.score_softcap,
+        sinks=config.sinks,
         order=_order(config, layer, d_head),
     )
     if config.biases == "qkv":  # Qwen2
