@@ -163,7 +163,6 @@ class MultiHeadAttention(nn.Module):
         dropout: float = 0.0,
         scale: float | None = None,
         softcap: float | None = None,
-        sinks: bool = False,
         order: Order | None = None,
     ) -> None:
         super().__init__()
@@ -176,7 +175,8 @@ class MultiHeadAttention(nn.Module):
         self.n_heads, self.n_kv_heads, self.d_head = n_heads, n_kv_heads, d_head
         self.scale, self.softcap = d_head**-0.5 if scale is None else scale, softcap
         self.dropout, self.order = dropout, order
-        self.sinks = nn.Parameter(torch.zeros(n_heads)) if sinks else None
+        self.sinks: nn.Parameter | None
+        self.register_parameter("sinks", None)  # models that want some put them here: a number a head
         self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=bias)
         self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)
         self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, bias=bias)

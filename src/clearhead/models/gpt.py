@@ -227,9 +227,10 @@ def _block(config: GPTConfig, layer: int) -> Block:
         dropout=config.attention_dropout,
         scale=config.scale,
         softcap=config.score_softcap,
-        sinks=config.sinks,
         order=_order(config, layer, d_head),
     )
+    if config.sinks:
+        attention.sinks = nn.Parameter(torch.zeros(config.n_heads))
     if config.biases == "qkv":  # Qwen2
         attention.out_proj = nn.Linear(config.n_heads * d_head, config.d_model, bias=False)
     norm, gated = _norm(config), config.feed_forward == "gated"
