@@ -137,49 +137,6 @@ def test_a_recording_made_in_inference_mode_answers_outside() -> None:
     assert seen.overview(0, 1, size=2).sum().item() == pytest.approx(6, abs=1e-5)
 
 
-# ---------------------------------------------------------------- masks are kept as the sentence they are
-
-
-@pytest.mark.parametrize(
-    ("mask", "n_queries", "reach", "table"),
-    [
-        (Mask(), 9, None, None),
-        (Mask(causal=True), 9, 0, None),
-        (Mask(causal=True), 4, 5, None),
-        (Mask(allowed=torch.ones(2, 1, 9, 9, dtype=torch.bool).tril()), 9, 0, None),
-        (Mask(allowed=torch.ones(2, 1, 9, 9, dtype=torch.bool)), 9, None, None),
-        (Mask(key_lengths=torch.tensor([9, 3])), 9, None, (2, 1, 1, 9)),
-        (Mask(causal=True, key_lengths=torch.tensor([9, 3])), 9, 0, (2, 1, 1, 9)),
-        (Mask(bias=torch.ones(9, 9).tril().log()[None, None]), 9, 0, None),
-        (Mask(causal=True, window=(2, 0)), 9, None, (1, 1, 9, 9)),
-    ],
-)
-def test_masks_are_recognised(mask: Mask, n_queries: int, reach: int | None, table: tuple[int, ...] | None) -> None:
-    q, k, v = torch.randn(2, 4, n_queries, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
-    rule = see(attend, q, k, v, mask).call(0).rule
-    assert rule.bias is None
-    assert rule.reach == reach
-    assert (None if rule.allowed is None else tuple(rule.allowed.shape)) == table
-
-
-def test_layers_given_the_same_mask_share_its_rule_until_it_is_written_to() -> None:
-    allowed = torch.rand(1, 1, 6, 6) < 0.7
-
-    class Two(nn.Module):
-        def forward(self, x: Tensor) -> None:
-            F.scaled_dot_product_attention(x, x, x, attn_mask=allowed)
-            F.scaled_dot_product_attention(x, x, x, attn_mask=allowed)
-            allowed.fill_(True)
-            F.scaled_dot_product_attention(x, x, x, attn_mask=allowed)
-
-    model = Two()
-    with watch(model) as seen:
-        model(torch.randn(1, 2, 6, 8))
-    first, second, third = (seen.call(i).rule for i in range(3))
-    assert first is second
-    assert first.allowed is not None and third.allowed is None
-
-
 # ---------------------------------------------------------------- tiles and overviews
 
 

@@ -11,10 +11,11 @@ It is how the backward pass of flash attention recovers the weights that its for
 (Dao et al. 2022, algorithm 4). Next: `maps.py` asks for tiles of it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearhead.seeing.rule import Rule
@@ -33,6 +34,8 @@ class Call:
     sinks:    the score that takes weight to no key, or None. `lse` counts it in.
     v:        the values, where `watch(values=True)` kept them: as many rows as `k`, or one for each of `heads`.
     gradient: of what was run backwards, by the call's output; where `watch(gradients=True)` kept it.
+    n_asked:  how many queries the call had, kept or not; `rule.rows` says which are kept, where not all are.
+    forward:  the number of the forward pass that made the call.
     """
 
     q: Float[Tensor, "batch kept query d_head"]
@@ -50,6 +53,8 @@ class Call:
     sinks: Float[Tensor, "#batch kept #query"] | None = None
     v: Float[Tensor, "batch kept_v key d_value"] | None = None
     gradient: Float[Tensor, "batch kept query d_value"] | None = None
+    n_asked: int | None = None  # None: all are kept
+    forward: int = 0
     normalisers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)  # by text, once asked for
 
     @property
@@ -59,8 +64,13 @@ class Call:
 
     @property
     def n_queries(self) -> int:
-        """Return how many positions looked."""
+        """Return how many positions looked, of those that are kept."""
         return self.q.shape[2]
+
+    @property
+    def n_all(self) -> int:
+        """Return how many positions looked, kept or not."""
+        return self.n_queries if self.n_asked is None else self.n_asked
 
     @property
     def n_keys(self) -> int:
@@ -73,7 +83,34 @@ class Call:
         return torch.promote_types(self.q.dtype, torch.float32)
 
     @property
+    def rows(self) -> Int[Tensor, " query"]:
+        """Return which of the call's queries are kept, ascending."""
+        if self.rule.rows is not None:
+            return self.rule.rows
+        return torch.arange(self.n_queries, device=self.q.device)
+
+    @property
+    def stands(self) -> Int[Tensor, " query"]:
+        """Return the key at which each kept query stands, the last query at the last key, as in self-attention."""
+        return self.rows + self.n_keys - self.n_all
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything kept in numbers, by the name of its field, the rule's tables not among them."""
+        named = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return {name: value for name, value in named if isinstance(value, Tensor)}
+
+    @property
     def nbytes(self) -> int:
         """Return the memory of the copies, the rule's tables not counted: calls share those."""
-        kept = (self.q, self.k, self.lse, self.out, self.v, self.gradient)
-        return sum(t.numel() * t.element_size() for t in kept if t is not None)
+        return taken([self])
+
+
+def taken(calls: Iterable[Call]) -> int:
+    """Return the memory that the copies of some calls take together: what they share is counted once."""
+    largest: dict[int, int] = {}
+    for call in calls:
+        for tensor in call.tensors.values():
+            place, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+            largest[place] = max(size, largest.get(place, 0))
+    return sum(largest.values())

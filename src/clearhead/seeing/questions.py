@@ -49,13 +49,11 @@ class Questions(ABC):
     ) -> Float[Tensor, "rows cols"]:
         """Return the exact weights of queries `rows` on keys `cols` of one head, computed now; all where not given.
 
-        Rows sum to 1 over all keys, or to 0 where a query may look nowhere. Weights are those before dropout.
+        Rows sum to 1 over all keys, or to 0 where a query may look nowhere. Weights are those before dropout. Where
+        `watch` kept only some rows, all rows are all of these; they keep their numbers. Statistics are over these rows.
         """
         one, heads = self._find(layer, head, batch, call)
-        wanted_rows, wanted_cols = (
-            _positions(which, n, what, one.q.device)
-            for which, n, what in ((rows, one.n_queries, "query"), (cols, one.n_keys, "key"))
-        )
+        wanted_rows, wanted_cols = _kept_rows(rows, one), _positions(cols, one.n_keys, "key", one.q.device)
         if len(wanted_rows) * len(wanted_cols) > LARGEST_MAP:
             raise WatchError(
                 f"{len(wanted_rows)} x {len(wanted_cols)} weights in one map: at most {LARGEST_MAP} at a time; "
@@ -94,7 +92,7 @@ class Questions(ABC):
     ) -> list[Link]:
         """Return the fewest links of one query that together carry `coverage` of its weight, heaviest first."""
         row = self.row(layer, head, query, batch=batch, call=call)
-        query, index = range(self._find(layer, head, batch, call)[0].n_queries)[query], self.number(layer)
+        query, index = range(self.call(layer, call).n_all)[query], self.number(layer)
         return [Link(query, key, float(row[key]), index, head) for key in statistics.fewest(row, coverage)]
 
     def output(self, layer: int | str, head: int, *, batch: int = 0, call: int = -1) -> Float[Tensor, "query d_value"]:
@@ -123,6 +121,22 @@ class Questions(ABC):
             recorded = f"{len(one.heads)} of {one.n_heads} were recorded: {', '.join(map(str, one.heads)) or 'none'}"
             raise WatchError(f"layer {layer!r} has no head {head}; {recorded}")
         return one, [one.heads.index(head)]
+
+
+def _kept_rows(which: Positions, one: Call) -> Tensor:
+    """Return the rows of `q` that hold the queries asked for."""
+    if which is None:
+        return torch.arange(one.n_queries, device=one.q.device)
+    wanted = _positions(which, one.n_all, "query", one.q.device)
+    if one.rule.rows is None:
+        return wanted
+    rows = torch.searchsorted(one.rows, wanted).clamp(max=max(one.n_queries - 1, 0))
+    if len(missing := wanted[one.rows[rows] != wanted]):
+        first, last = int(one.rows[0]), int(one.rows[-1])
+        raise WatchError(
+            f"query {int(missing[0])} was not kept: rows= kept {one.n_queries} of {one.n_all}, from {first} to {last}"
+        )
+    return rows
 
 
 def _positions(which: Positions, n: int, what: str, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ ran and could not be seen is listed by name in `seen.unseen`. Next: `recording.p
 """
 
 import contextlib
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
+from clearhead.seeing.keeping import Keeper
+from clearhead.seeing.memory import NoRoom, place
+from clearhead.seeing.recognition import Masks, recognise
 from clearhead.seeing.recording import Ran, Recording
-from clearhead.seeing.rule import Rule, recognise
+from clearhead.seeing.rule import Rule
 from clearhead.seeing.sites import FusedCalls, Report, Sighting, uncompiled
 
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
@@ -35,16 +39,25 @@ def watch(
     *,
     layers: Sequence[int | str] | None = None,
     heads: Sequence[int] | None = None,
+    rows: slice | Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    to: str | os.PathLike[str] | None = None,
     outputs: bool = False,
     values: bool = False,
     gradients: bool = False,
+    budget: int | None = None,
 ) -> Iterator[Recording]:
     """Record the attention of `model` while the body runs; outputs, gradients and kernels stay what they were.
 
     `layers` keeps only some layers, by number in the order they run or by module name (`"decoder.*"`); `heads` only
-    some heads of each. `outputs` keeps what each head gave, too, for `Recording.output` and for patching it into
-    another run (`edit`). Queries and keys are copied in the dtype the kernel read, `nbytes` of the recording says how
-    much that came to; the model itself is not kept alive. Watching may be nested.
+    some heads of each; `rows` only some queries of each call, by a slice (`slice(-1000, None)`) or by position. Queries
+    and keys are copied in the dtype the kernel read, or in `dtype`: maps are then of that precision. Copies stay on the
+    model's device, or go `to="cpu"`.
+
+    `nbytes` of the recording says how much that came to. What would take more than `budget` bytes, or than may safely
+    be used, is not recorded and is listed in `seen.unseen`; the model runs on. It is not kept alive by the recording.
+    Watching may be nested. `outputs` keeps what each head gave, too, for `Recording.output` and for patching it into
+    another run (`edit`).
 
     `values` keeps the values too, for maps weighted by what a head moves; `gradients` keeps, besides those, the
     gradient by every call's output, once the model has run backwards, for maps of gradient x attention.
@@ -54,9 +67,9 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise WatchError(f"watch() expects the torch.nn.Module that will run, got a {type(model).__name__}")
-    recorder = Recorder(Recording(), layers, heads, outputs)
-    recorder.values, recorder.gradients = values or gradients, gradients
-    with standing_beside(model, recorder, recorder.keep):
+    recorder = Recorder(Recording(), layers, heads, Keeper(rows, dtype, place(to), budget))
+    recorder.outputs, recorder.values, recorder.gradients = outputs, values or gradients, gradients
+    with contextlib.closing(recorder), standing_beside(model, recorder, recorder.keep):
         yield recorder.recording
 
 
@@ -84,14 +97,15 @@ class Recorder:
         recording: Recording,
         layers: Sequence[int | str] | None = None,
         heads: Sequence[int] | None = None,
-        outputs: bool = False,
+        keeper: Keeper | None = None,
     ) -> None:
-        self.recording, self.layers, self.heads, self.outputs = recording, layers, heads, outputs
-        self.values = self.gradients = False
+        self.recording, self.layers, self.heads, self.keeper = recording, layers, heads, keeper or Keeper()
+        self.recording.settle = self.keeper.place.settle
+        self.outputs = self.values = self.gradients = False
         self.thread = threading.get_ident()
         self.running: list[str] = []  # names of the modules whose forward is running, outermost first
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
-        self.last_rule: tuple[Tensor, int, tuple[int, ...], Rule] | None = None
+        self.masks = Masks()
         self.mode: FusedCalls | None = None
         self.also_backward = False  # report layers, too, that activation checkpointing runs again during backward
         self.again = contextlib.ExitStack()  # what is open while one of those runs
@@ -115,6 +129,7 @@ class Recorder:
                 return
             if not self.running:
                 self.times.clear()
+                self.recording.n_forwards += 1
                 self.re_enter()
             self.running.append(name)
             if suspect and name not in self.recording.ran:
@@ -159,13 +174,22 @@ class Recorder:
             self.recording.refused[name] = reason
             return
         try:
-            call = self.copy(sighting)
+            call = self.keeper.keep(index, self.describe(sighting), dtype_in_kernel(sighting.q))
+        except NoRoom as error:
+            self.recording.refused[name] = str(error)
+            return
         except RuntimeError as error:  # of torch, memory included: the model's own run goes on
             self.recording.refused[name] = f"it could not be copied: {error}"
             return
+        if call is None:
+            self.recording.skipped.add(index)
+            return
+        if call.q.dtype != dtype_in_kernel(sighting.q):
+            self.recording.note(f"queries and keys were kept in {call.q.dtype}: maps are of that precision")
+        call.forward = self.recording.n_forwards - 1
         self.recording.calls.setdefault(index, []).append(call)
         if self.gradients and sighting.out is not None and sighting.out.requires_grad:
-            sighting.out.register_hook(partial(_keep_gradient, call))  # type: ignore[no-untyped-call]  # torch's
+            sighting.out.register_hook(partial(self.keep_gradient, call))  # type: ignore[no-untyped-call]  # torch's
 
     def place(self, sighting: Sighting) -> tuple[int, str]:
         """Return the number and the name of the layer that a sighting belongs to: the module that is running."""
@@ -176,18 +200,15 @@ class Recorder:
         name = name if nth == 1 else f"{name}#{nth}"  # one module that attends more than once in a forward
         return self.recording.index(name), name
 
-    @torch.no_grad()
-    def copy(self, sighting: Sighting) -> Call:
-        """Return the call with copies of its own: q and k are often views of one tensor with v, and get overwritten."""
-        call = self.describe(sighting)
-        dtype = dtype_in_kernel(sighting.q)
-        call.q = call.q.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-        call.k = call.k.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
-        if self.outputs and sighting.out is not None:
-            out = four(sighting.out)
-            out = out if len(call.heads) == call.n_heads else out[:, list(call.heads)]
-            call.out = out.detach().clone(memory_format=torch.contiguous_format)
-        return call
+    def close(self) -> None:
+        """Let go of what only a running model needs."""
+        self.keeper.finish()
+        self.masks.clear()
+
+    def keep_gradient(self, call: Call, gradient: Tensor) -> None:
+        """Keep the gradient by a call's output, once it is known."""
+        kept = four(gradient.detach())
+        call.gradient = self.keeper.later(call, kept if len(call.heads) == call.n_heads else kept[:, list(call.heads)])
 
     def describe(self, sighting: Sighting) -> Call:
         """Return the call with the model's own tensors: good while the call lasts."""
@@ -202,9 +223,10 @@ class Recorder:
         kv = sorted({h // group for h in heads})
         if lse is not None:
             lse = lse.reshape(batch, n_heads, -1)[..., :n_queries]
-        v = self.copied_values(sighting.v, (batch, n_heads, n_kv_heads), heads, kv) if self.values else None
+        which = slice(None) if len(heads) == n_heads else list(heads)  # on a GPU, picking by a list waits for it
+        v = self.values_of(sighting.v, (batch, n_heads, n_kv_heads), heads, kv) if self.values else None
         sinks = None if sighting.sinks is None else sighting.sinks.detach().expand(-1, n_heads, -1)[:, list(heads)]
-        if len(heads) < n_heads:  # on a GPU, picking by a list waits for it
+        if len(heads) < n_heads:
             q, k, lse = q[:, list(heads)], k[:, kv], None if lse is None else lse[:, list(heads)]
         return Call(
             q=q,
@@ -217,46 +239,31 @@ class Recorder:
             n_kv_heads=n_kv_heads,
             lse=lse,
             dropout=sighting.dropout,
+            out=four(sighting.out)[:, which] if self.outputs and sighting.out is not None else None,
             v=v,
             softcap=sighting.softcap,
             sinks=sinks,
         )
 
-    def copied_values(
+    def values_of(
         self, v: Tensor | None, sizes: tuple[int, int, int], heads: Sequence[int], kv: list[int]
     ) -> Tensor | None:
-        """Return a copy of the values: as many rows as `kv` has, or where a model has more, one for each of `heads`."""
+        """Return the values: as many rows as `kv` has, or where a model has more, one for each of `heads`."""
         if v is None:
             return None
         batch, n_heads, n_kv_heads = sizes
-        dtype, v = dtype_in_kernel(v), four(v)
+        v = four(v)
         shared = v.shape[1] in (1, n_kv_heads)
-        v = v.expand(batch, n_kv_heads if shared else n_heads, -1, -1)[:, kv if shared else list(heads)]
-        return v.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        v = v.expand(batch, n_kv_heads if shared else n_heads, -1, -1)
+        return v if len(heads) == n_heads else v[:, kv if shared else list(heads)]
 
     def rule(self, sighting: Sighting, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Rule:
-        """Return the call's rule, the very object of the layer before if that was given the same mask."""
+        """Return the call's rule, the very object of another layer that was given the same mask."""
         if sighting.rule is not None:
             return sighting.rule
-        given, lead = sighting.mask, sighting.q.shape[:-2]
-        if given is None:
+        if sighting.mask is None:
             return recognise(None, sighting.is_causal, shape)
-        version = -1 if given.is_inference() else given._version
-        if self.last_rule is not None:
-            last, last_version, last_shape, rule = self.last_rule
-            if last is given and last_version == version != -1 and last_shape == shape:
-                return rule
-        mask = four(given.expand(*lead, *given.shape[-2:])) if given.ndim > 4 else given
-        rule = recognise(mask if mask.dtype == torch.bool else mask.to(dtype), sighting.is_causal, shape)
-        self.last_rule = (given, version, shape, rule)
-        return rule
-
-
-def _keep_gradient(call: Call, gradient: Tensor) -> None:
-    kept = four(gradient.detach())
-    if len(call.heads) < call.n_heads:
-        kept = kept[:, list(call.heads)]
-    call.gradient = kept.to(call.q.dtype, copy=True, memory_format=torch.contiguous_format)
+        return self.masks.rule(sighting.mask, sighting.q.shape[:-2], shape, dtype)
 
 
 def four(x: Tensor) -> Tensor:

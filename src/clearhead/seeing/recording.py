@@ -4,12 +4,13 @@ A layer is a place in the model where attention happened, numbered in the order 
 call to it. Positions count from 0, heads as in the model. Next: `questions.py`, what can be asked of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from clearhead.errors import WatchError
-from clearhead.seeing.call import Call
+from clearhead.seeing.call import Call, taken
 from clearhead.seeing.questions import Questions
 
 FEW = 3  # layers that an error message names
@@ -29,6 +30,17 @@ class Layer:
     n_keys: int
     dtype: torch.dtype
     nbytes: int  # of all its calls
+    n_rows: int  # queries of which something can be asked: all, where `watch` was not given rows=
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One run of the watched model; a generation is a long one for the prompt, then a short one for each token."""
+
+    index: int
+    first: int  # the key at which its first query stands: 0, or how much of the text earlier forwards had read
+    n_queries: int
+    calls: dict[int, int]  # for each layer that took part, the `call` to ask for
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,8 @@ class Recording(Questions):
         self.skipped: set[int] = set()  # layers that `layers=` left out
         self.ran: dict[str, Ran] = {}
         self.refused: dict[str, str] = {}
+        self.n_forwards = 0  # of the outermost module that was watched
+        self.settle: Callable[[], None] = _nothing  # waits for copies that are on their way
         self.outside = 0  # fused calls from outside the watched model
         self.notes: list[str] = []  # what watching changed or could not do, if anything
 
@@ -79,6 +93,24 @@ class Recording(Questions):
         return tuple(self._layer(index) for index in sorted(self.calls))
 
     @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """Return the runs of the model that were recorded, in order, with their place in the text.
+
+        Length and place are those of the first layer that took part.
+        """
+        made: dict[int, dict[int, int]] = {}
+        for layer, calls in sorted(self.calls.items()):
+            for number, call in enumerate(calls):
+                made.setdefault(call.forward, {})[layer] = number
+        found = []
+        for index, numbers in sorted(made.items()):
+            layer, number = next(iter(numbers.items()))
+            call = self.calls[layer][number]
+            visible = call.rule.visible(call.n_all, call.n_keys)  # a static cache has places for keys to come
+            found.append(Forward(index, max(visible - call.n_all, 0), call.n_all, numbers))
+        return tuple(found)
+
+    @property
     def unseen(self) -> tuple[Unseen, ...]:
         """Return the modules that look like attention and ran, but whose attention is not in here, and why."""
         seen = {name.partition("#")[0] for name in self.names if name not in self.refused}
@@ -98,13 +130,13 @@ class Recording(Questions):
 
     @property
     def nbytes(self) -> int:
-        """Return the memory the recording takes; masks that layers share are counted once."""
+        """Return the memory the recording takes; keys that calls share, and masks, are counted once."""
         calls = [call for calls in self.calls.values() for call in calls]
-        rules = {id(call.rule): call.rule.nbytes for call in calls}
-        return sum(call.nbytes for call in calls) + sum(rules.values())
+        return taken(calls) + sum({id(call.rule): call.rule.nbytes for call in calls}.values())
 
     def call(self, layer: int | str, call: int = -1) -> Call:
         """Return one call of a layer as it was recorded."""
+        self.settle()
         calls = self.calls[self.number(layer)]
         if not -len(calls) <= call < len(calls):
             raise WatchError(f"layer {layer!r} was called {len(calls)} times: there is no call {call}")
@@ -145,10 +177,11 @@ class Recording(Questions):
             batch=last.batch,
             n_heads=last.n_heads,
             n_kv_heads=last.n_kv_heads,
-            n_queries=last.n_queries,
+            n_queries=last.n_all,
             n_keys=last.n_keys,
             dtype=last.q.dtype,
-            nbytes=sum(call.nbytes for call in calls),
+            nbytes=taken(calls),
+            n_rows=last.n_queries,
         )
 
     def _why_empty(self) -> str:
@@ -157,5 +190,9 @@ class Recording(Questions):
             more = f", and {len(self.unseen) - 3} more in .unseen" if len(self.unseen) > 3 else ""
             return "; ".join(first) + more
         if self.skipped:
-            return f"layers= left out all of {', '.join(self.names)}"
+            return f"layers= or rows= left out all of {', '.join(self.names)}"
         return "; ".join(self.notes) or "no module that looks like attention ran; run the model inside the with block"
+
+
+def _nothing() -> None:
+    """Wait for nothing."""

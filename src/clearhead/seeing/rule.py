@@ -1,35 +1,53 @@
 """Who was allowed to look where, kept as small as it can be said.
 
 Models hand masks over in every form: none, a causal flag, True and False, numbers to add, often as one query x key
-table although a single sentence says it all. `recognise` finds that sentence; only what it cannot name is kept as it
-came. A rule is shared by all layers that were given the same mask.
+table although a single sentence says it all. `recognition.py` finds that sentence; only what it cannot name is kept as
+a table, one bit a link. A rule is shared by all layers that were given the same mask.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """Every field narrows the others; `Rule()` lets everybody look everywhere.
+    """Every field narrows the others; `Rule()` lets everybody look everywhere. Positions are those of the call.
 
     reach:   query i sees key j only where j <= i + reach. Causal is reach = 0, or n_keys - n_queries where the last
              query stands at the last key.
+    since:   and only where j >= i + since: a causal window of w keys is since = reach - w + 1.
+    keys:    of each text, the first key that may be seen and the first after it that may not: padding on either side.
+    spans:   the same for each query: documents in one text, a prefix seen by all, whatever is one stretch a row.
     allowed: True = may look.
+    packed:  the same, eight keys a byte, the lowest bit first.
     bias:    added to the scaled scores, in the dtype it came in.
+    rows:    which of the call's queries are kept, ascending, where not all are. Tables above then hold these only.
     """
 
     reach: int | None = None
     allowed: Bool[Tensor, "#batch #heads #query #key"] | None = None
     bias: Float[Tensor, "#batch #heads #query #key"] | None = None
+    since: int | None = None
+    keys: Int[Tensor, "#batch 2"] | None = None
+    spans: Int[Tensor, "#batch #heads #query 2"] | None = None
+    packed: UInt8[Tensor, "#batch #heads #query bytes"] | None = None
+    rows: Int[Tensor, " query"] | None = None
+
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        """Return its tensors by name."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in named if isinstance(value, Tensor)}
 
     @property
     def nbytes(self) -> int:
         """Return the memory its tables take."""
-        return sum(t.numel() * t.element_size() for t in (self.allowed, self.bias) if t is not None)
+        return sum(t.numel() * t.element_size() for t in self.tables.values())
 
     def apply(
         self,
@@ -42,52 +60,79 @@ class Rule:
         """Return the scaled scores of one text's tile with the bias added and -inf where one may not look."""
         if self.bias is not None:
             scores = scores + _pick(self.bias, batch, heads, rows, cols).to(scores.dtype)
-        if self.reach is not None:
-            scores = scores.masked_fill(cols > rows[:, None] + self.reach, -torch.inf)
-        if self.allowed is not None:
-            scores = scores.masked_fill(~_pick(self.allowed, batch, heads, rows, cols), -torch.inf)
+        for may in self._each(batch, heads, rows, cols):
+            scores = scores.masked_fill(~may, -torch.inf)
         return scores
 
+    def sees(
+        self, batch: int, heads: Int[Tensor, " heads"], rows: Int[Tensor, " rows"], cols: Int[Tensor, " cols"]
+    ) -> Bool[Tensor, "#heads #rows #cols"] | None:
+        """Return one text's tile of who may look where, or None where everybody may; the bias is not looked at.
 
-def recognise(mask: Tensor | None, is_causal: bool, shape: tuple[int, int, int, int]) -> Rule:
-    """Return the rule of one fused call; `shape` is (batch, heads, query, key), the mask broadcasts to it. Copies."""
-    if is_causal:
-        return Rule(reach=0)  # torch aligns its flag to the first key
-    if mask is None:
-        return Rule()
-    mask = _squeeze(mask.detach(), shape)
-    if mask.dtype != torch.bool:
-        hidden = mask <= torch.finfo(mask.dtype).min / 2  # -inf, or the lowest number, which many models add
-        if not ((mask == 0) | hidden).all() or hidden.all(-1).any():
-            return Rule(bias=mask.clone(memory_format=torch.contiguous_format))
-        mask = ~hidden
-    if mask.all():
-        return Rule()
-    last = mask[:, :, -1:]
-    if mask.shape[2] == 1 or torch.equal(mask, last.expand_as(mask)):
-        return Rule(allowed=last.clone(memory_format=torch.contiguous_format))
-    n_queries, n_keys = shape[2], shape[3]
-    keys = torch.arange(n_keys, device=mask.device)
-    for reach in {n_keys - n_queries, 0}:
-        seen = keys <= torch.arange(reach, reach + n_queries, device=mask.device)[:, None]
-        if mask.shape[3] == n_keys and torch.equal(mask, seen & last):
-            return Rule(reach=reach, allowed=None if last.all() else last.clone(memory_format=torch.contiguous_format))
-    return Rule(allowed=mask.clone(memory_format=torch.contiguous_format))
+        `rows` count the queries that are kept, as in `apply`.
+        """
+        found = None
+        for may in self._each(batch, heads, rows, cols):
+            found = may if found is None else found & may
+        return found
+
+    def visible(self, n_queries: int, n_keys: int) -> int:
+        """Return how many leading keys may be seen by somebody: no query of any text sees a later one."""
+        stop = n_keys if self.reach is None else min(n_keys, n_queries + self.reach)
+        for table in (self.keys, self.spans):
+            if table is not None and table.numel():
+                stop = min(stop, int(table[..., 1].max()))
+        return max(stop, 0)
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> "Rule":
+        """Return the rule of some of the queries, ascending."""
+        kept: dict[str, Any] = {"rows": rows}
+        for name in ("spans", "allowed", "packed", "bias"):
+            table = getattr(self, name)
+            if table is not None:
+                kept[name] = table if table.shape[2] == 1 else table.index_select(2, rows.to(table.device))
+        return replace(self, **kept)
+
+    def to(self, device: torch.device) -> "Rule":
+        """Return the rule with its tables on another device."""
+        there: dict[str, Any] = {name: table.to(device) for name, table in self.tables.items()}
+        return replace(self, **there)
+
+    def same(self, other: "Rule") -> bool:
+        """Say whether the other rule is the same sentence in the same words."""
+        if (self.reach, self.since) != (other.reach, other.since) or self.tables.keys() != other.tables.keys():
+            return False
+        theirs = other.tables
+        return all(
+            t.dtype == theirs[name].dtype and t.device == theirs[name].device and torch.equal(t, theirs[name])
+            for name, t in self.tables.items()
+        )
+
+    def _each(self, batch: int, heads: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
+        """Yield for every field what it alone allows in a tile, as something that broadcasts to heads x rows x cols."""
+        stands = (rows if self.rows is None else self.rows[rows])[None, :, None]
+        at = cols[None, None]
+        if self.reach is not None:
+            yield at <= stands + self.reach
+        if self.since is not None:
+            yield at >= stands + self.since
+        if self.keys is not None:
+            start, stop = self.keys[batch if len(self.keys) > 1 else 0]
+            yield (at >= start) & (at < stop)
+        if self.spans is not None:
+            span = _pick(self.spans, batch, heads, rows)
+            yield (at >= span[..., :1]) & (at < span[..., 1:])
+        if self.allowed is not None:
+            yield _pick(self.allowed, batch, heads, rows, cols)
+        if self.packed is not None:
+            eight = _pick(self.packed, batch, heads, rows).index_select(2, cols // 8)
+            yield (eight >> (cols % 8).to(torch.uint8)) & 1 == 1
 
 
-def _squeeze(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """Return `mask` with four axes, each one long where nothing changes along it."""
-    mask = mask[(None,) * (4 - mask.ndim)]
-    for axis in range(4):
-        if mask.shape[axis] > 1 and mask.stride(axis) == 0:
-            mask = mask.narrow(axis, 0, 1)
-    return mask
-
-
-def _pick(table: Tensor, batch: int, heads: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Return the tile of a table whose axes may be one long."""
+def _pick(table: Tensor, batch: int, *index: Tensor) -> Tensor:
+    """Return the tile of a table whose axes may be one long; axes that are not named stay whole."""
     tile = table[batch if table.shape[0] > 1 else 0]
-    for axis, index in enumerate((heads, rows, cols)):
+    for axis, wanted in enumerate(index):
         if tile.shape[axis] > 1:
-            tile = tile.index_select(axis, index)
+            tile = tile.index_select(axis, wanted)
     return tile

@@ -83,7 +83,7 @@ def fewest(row: Float[Tensor, " key"], coverage: float) -> list[int]:
 
 def habits(call: Call, batch: int, heads: Sequence[int], layer: int, separators: Sequence[int]) -> list[Habit]:
     """Return what each head does; the last query stands at the last key, as in self-attention."""
-    shift = call.n_keys - call.n_queries
+    stands = call.stands
     marks = torch.tensor(list(separators), dtype=torch.long, device=call.q.device)
     sums = torch.zeros(len(call.heads), 6, dtype=torch.float64, device=call.q.device)
     n_rows = torch.zeros_like(sums)
@@ -92,7 +92,7 @@ def habits(call: Call, batch: int, heads: Sequence[int], layer: int, separators:
         room = (tile > 0).sum(-1)
         spread = torch.special.entr(tile).sum(-1) / room.clamp(min=2).log()
         at = [tile[:, :, 0], tile.index_select(2, marks).sum(-1)]
-        at += [_along(tile, rows + shift + offset) for offset in (-1, 0, 1)]
+        at += [_along(tile, stands[rows] + offset) for offset in (-1, 0, 1)]
         choice = looks & (room > 1)  # a row with one place to look at says nothing about the head
         values = torch.stack([*at, spread], -1) * choice[..., None]
         sums[some] += values.sum(1)
