@@ -1,9 +1,10 @@
-"""`clearhead classify`: texts in, one line of answer each, as they come.
+"""`clearhead classify`: texts or pictures in, one line of answer each, as they come. The model says which it reads.
 
 A text longer than the model reads at once is read in windows to its end, and their probabilities averaged, each by how
 much of the text it holds.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from clearhead.cli.arguments import at_least_1
 from clearhead.cli.inputs import arriving
-from clearhead.cli.output import Progress, columns, dump, is_for_eyes, one_line, refuse
+from clearhead.cli.output import Progress, columns, dump, is_for_eyes, one_line
+from clearhead.errors import InputError
 
 COLOURS = {"positive": 32, "negative": 31}  # green and red; other labels are cyan
 OTHER_LABELS, UNSURE = 36, 0.75  # below this probability the label is dimmed
@@ -20,47 +23,70 @@ OTHER_LABELS, UNSURE = 36, 0.75  # below this probability the label is dimmed
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of one text: the probability of every label, likeliest first."""
+    """What the model says of one text, or of one picture by its file: every label's probability, likeliest first."""
 
     text: str
     probabilities: Mapping[str, float]
     windows: int = 1
+    reads: str = "text"
 
 
 def run(
     texts: Sequence[str],
     files: Sequence[Path],
     *,
-    model: str,
+    model: str | None,
     as_json: bool,
     top: int | None,
     dtype: Literal["fp32", "bf16"],
     threads: int | None,
 ) -> None:
     """Classify the texts, then the files; standard input where there is neither."""
-    for name, number in (("top", top), ("threads", threads)):
-        if number is not None and number < 1:
-            refuse(f"--{name} must be at least 1, got {number}")
+    at_least_1(top=top, threads=threads)
+    pictures = [text for text in texts if is_picture(text)]
     arrivals = arriving(texts, files, example='clearhead classify "attention is not too shabby"')
     first = next(arrivals)  # an input that is not there need not wait for PyTorch
-    from clearhead.cli.labeller import Labeller
+    from clearhead.cli.labeller import Labeller, open_labeller
 
-    labeller = Labeller(model, dtype=dtype, threads=threads)
+    name = model or ("pictures" if pictures else "sentiment")
+    labeller = open_labeller(name, dtype=dtype, threads=threads)
+    if isinstance(labeller, Labeller):
+        if pictures:
+            raise InputError(f"{pictures[0]} is a picture, and {name} labels texts: leave --model out, or name another")
+    elif missing := [text for text in texts if not Path(text).exists()]:
+        raise InputError(f"{missing[0]}: no such file, expected a picture or a folder of pictures")
     table = Table.of(labeller.labels)
-    with Progress("texts") as progress:
+    with Progress("texts" if labeller.reads == "text" else "pictures") as progress:
         for some in chain([first], arrivals):
-            for text, (probabilities, windows) in zip(some, labeller.read(some)):
+            for text, probabilities, windows in labeller.read(some):
                 ranked = sorted(zip(labeller.labels, probabilities), key=lambda pair: -pair[1])[:top]
-                answer = Answer(text, dict(ranked), windows)
+                answer = Answer(text, dict(ranked), windows, labeller.reads)
                 print(as_line_of_json(answer) if as_json else table.row(answer, top or 1))
                 progress.advance()
             sys.stdout.flush()
+    if not isinstance(labeller, Labeller):
+        labeller.finish()
+
+
+def is_picture(text: str) -> bool:
+    """Return whether an argument is a picture rather than a text: a file named like one, or a folder that holds one."""
+    try:
+        exists = Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a character that none has
+        return False
+    if not exists and not re.fullmatch(r"\S+\.\w{3,4}", text):
+        return False
+    from clearhead.data.images import is_image
+
+    if Path(text).is_dir():
+        return any(map(is_image, Path(text).rglob("*")))
+    return is_image(text)
 
 
 def as_line_of_json(answer: Answer) -> str:
     """Return `answer` as one JSON object; `windows` is there when the text was read in several."""
     probabilities = {label: round(p, 6) for label, p in answer.probabilities.items()}
-    fields = {"text": answer.text, "label": next(iter(probabilities)), "probabilities": probabilities}
+    fields = {answer.reads: answer.text, "label": next(iter(probabilities)), "probabilities": probabilities}
     windows = {"windows": answer.windows} if answer.windows > 1 else {}
     return dump(fields | windows)
 

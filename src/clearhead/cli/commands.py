@@ -4,31 +4,36 @@ A new option is a decision; a test holds every page of help against `tests/cli_h
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from clearhead.cli.arguments import (
+    AS_USUAL,
+    Choosing,
+    Count,
+    Data,
+    Device,
+    Files,
+    Flag,
+    Labels,
+    Length,
+    Model,
+    Out,
+    Place,
+    Recipe,
+    Rounding,
+    Sorter,
+    Start,
+    Text,
+    Texts,
+    Threads,
+    Vectors,
+    Weights,
+    Word,
+)
 from clearhead.cli.usage import check
-
-HARDEST = "(default: where WORD looks hardest at another word)"
-
-# What a person sees of an argument: what to put there, and what happens without it.
-Flag = Annotated[bool, arg(help_behavior_hint="")]
-Text = Annotated[str, arg(metavar="TEXT")]
-Texts = Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="(default: standard input)")]
-Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
-Model = Annotated[str, arg(metavar="MODEL")]
-Labels = Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: the likeliest; with --json all)")]
-Threads = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as PyTorch decides)")]
-Word = Annotated[str | None, arg(metavar="WORD", help_behavior_hint="(default: the last content word)")]
-Place = Annotated[int | None, arg(metavar="N", help_behavior_hint=HARDEST)]
-Recipe = Annotated[Path, arg(metavar="RECIPE")]
-Data = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the recipe's own)")]
-Start = Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: as the recipe says)")]
-Out = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/NAME-OF-RECIPE)")]
-Device = Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: as the recipe says)")]
 
 
 def classify(
@@ -36,19 +41,19 @@ def classify(
     /,
     *,
     file: Files = (),
-    model: Model = "sentiment",
+    model: Sorter = None,
     json: Flag = False,
     top: Labels = None,
-    dtype: Literal["fp32", "bf16"] = "fp32",
+    dtype: Rounding = "fp32",
     threads: Threads = None,
 ) -> None:
-    """Label every text, with the probability of the label.
+    """Label every text or picture, with the probability of the label.
 
     Args:
-        texts: One argument is one text.
-        file: Read these, one text a line; - is standard input.
+        texts: One argument is one text, one picture, or one folder of pictures.
+        file: Read these, one text a line, or one picture's name; - is standard input.
         model: A shipped default (clearhead models), a checkpoint folder or a hub name.
-        json: Print {"text", "label", "probabilities"} for every text, one object a line.
+        json: Print {"text", "label", "probabilities"} for every text, one object a line; of a picture its "file".
         top: Show the K likeliest labels.
         dtype: Compute in this precision; bf16 is faster on processors that have it.
         threads: Use N threads.
@@ -56,6 +61,109 @@ def classify(
     from clearhead.cli import classification
 
     classification.run(texts, file, model=model, as_json=json, top=top, dtype=dtype, threads=threads)
+
+
+def embed(
+    texts: Positional[Texts] = (),
+    /,
+    *,
+    file: Files = (),
+    model: Model = "sentiment",
+    json: Flag = False,
+    out: Vectors = None,
+    dtype: Rounding = "fp32",
+    threads: Threads = None,
+) -> None:
+    """Make a unit vector of every text, the mean over its tokens.
+
+    Args:
+        texts: One argument is one text.
+        file: Read these, one text a line; - is standard input.
+        model: An encoder: a shipped default, a checkpoint folder or a hub name.
+        json: Print {"text", "vector"} for every text, one object a line.
+        out: Write one matrix, a row a text, as .npy or .safetensors.
+        dtype: Compute in this precision; bf16 is faster on processors that have it.
+        threads: Use N threads.
+    """
+    from clearhead.cli import embedding
+
+    embedding.run(texts, file, model=model, as_json=json, out=out, dtype=dtype, threads=threads)
+
+
+def generate(
+    texts: Positional[Texts] = (),
+    /,
+    *,
+    file: Files = (),
+    max_new_tokens: Length = 100,
+    choosing: Annotated[Choosing, arg(name="")] = AS_USUAL,
+    model: Model = "novels",
+    json: Flag = False,
+    dtype: Weights = "fp32",
+    threads: Threads = None,
+) -> None:
+    """Go on with a text, as it comes to the model.
+
+    Args:
+        texts: One argument is one beginning.
+        file: Read these, one beginning a line; - is standard input.
+        max_new_tokens: Write at most N tokens.
+        choosing: How the next token is chosen.
+        model: A decoder: a shipped default (clearhead models), a checkpoint folder or a hub name.
+        json: Print {"text", "written", "tokens", "end", "seed"} for every text, one object a line.
+        dtype: Keep weights in this precision; fewer bits are faster and less exact.
+        threads: Use N threads.
+    """
+    from clearhead.cli import generation
+
+    generation.generate(
+        texts,
+        file,
+        max_new_tokens=max_new_tokens,
+        choosing=choosing,
+        model=model,
+        as_json=json,
+        dtype=dtype,
+        threads=threads,
+    )
+
+
+def translate(
+    texts: Positional[Texts] = (),
+    /,
+    *,
+    file: Files = (),
+    max_new_tokens: Length = 256,
+    beams: Count = None,
+    model: Model = "pronounce",
+    json: Flag = False,
+    dtype: Weights = "fp32",
+    threads: Threads = None,
+) -> None:
+    """Write every text anew: in another language, or as it is pronounced.
+
+    Args:
+        texts: One argument is one text.
+        file: Read these, one text a line; - is standard input.
+        max_new_tokens: Write at most N tokens.
+        beams: Follow the N likeliest answers, and give the best.
+        model: An encoder-decoder: a shipped default (clearhead models), a checkpoint folder or a hub name.
+        json: Print {"text", "written", "tokens", "end"} for every text, one object a line.
+        dtype: Keep weights in this precision; fewer bits are faster and less exact.
+        threads: Use N threads.
+    """
+    from clearhead.cli import generation
+
+    generation.translate(
+        texts,
+        file,
+        max_new_tokens=max_new_tokens,
+        beams=beams,
+        model=model,
+        as_json=json,
+        dtype=dtype,
+        threads=threads,
+    )
 
 
 def derive(
@@ -148,12 +256,12 @@ def models(*, json: Flag = False) -> None:
 
 def dispatch(argv: Sequence[str]) -> None:
     """Let tyro find the command and call it; it leaves by SystemExit after `--help` and after what it cannot read."""
-    verbs = {verb.__name__: verb for verb in (classify, derive, see, train, models)}
+    verbs = {verb.__name__: verb for verb in (classify, embed, generate, translate, derive, see, train, models)}
     check(argv, verbs)
     tyro.extras.subcommand_cli_from_dict(
         verbs,
         prog="clearhead",
         description="See what attention does, in any Transformer, while it runs at full speed.",
         args=argv,
-        config=(FlagCreatePairsOff,),
+        config=(FlagCreatePairsOff, OmitArgPrefixes),
     )

@@ -1,0 +1,194 @@
+"""A model that writes, opened by its name: texts in, the texts it writes out, whole or as they come.
+
+`Choices` is how a person wants the tokens chosen; `Writer` puts tokenizer, model and generation together; `Written` is
+one answer in the making, as much of it as can be shown.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clearhead.cli.arguments import Choosing
+from clearhead.cli.opening import open_for
+from clearhead.cli.output import note
+from clearhead.data.tokenizer import Tokenizer
+from clearhead.errors import InputError
+from clearhead.generation import Beams, Never, RepetitionPenalty, Sampled, generate
+from clearhead.generation.packed import fastest
+from clearhead.generation.sampling import GREEDY, Adjust, Choose
+from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from clearhead.models.gpt import GPTForCausalLM
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
+CONTEXT = 8  # tokens before an answer that decide whether it begins with a space
+BROKEN = "\ufffd"  # what a tokenizer makes of half a letter
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How tokens are chosen, how many, and where an answer ends."""
+
+    max_new_tokens: int
+    choose: Choose | Beams = GREEDY
+    adjust: tuple[Adjust, ...] = ()
+    stops: tuple[str, ...] = ()
+
+    def of_row(self, row: int) -> "Choices":
+        """Return the choices for prompts from number `row` on: each has a seed of its own, wherever it stands."""
+        if not isinstance(self.choose, Sampled) or self.choose.seed is None:
+            return self
+        return replace(self, choose=replace(self.choose, seed=self.choose.seed + row))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was written after, or of, a text: how many tokens, and whether it ended by itself or by their number."""
+
+    text: str
+    written: str
+    tokens: int
+    end: str
+
+
+class Writer:
+    """A model that writes, and its tokenizer."""
+
+    def __init__(self, verb: str, name: str, *, dtype: str = "fp32", threads: int | None = None) -> None:
+        """Open the checkpoint for `generate` or `translate`; InputError where its model does not write so."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        folder, model = open_for(verb, name)
+        assert isinstance(model, GPTForCausalLM | EncoderDecoder)
+        self.tokenizer, self.config = Tokenizer.load(folder), model.config
+        self.continues = isinstance(model, GPTForCausalLM)
+        self.model: nn.Module
+        self.ends = end_tokens(folder)
+        self.never: tuple[Adjust, ...] = ()
+        if isinstance(model, EncoderDecoder):
+            self.ends |= {model.config.end_id}
+            self.never = (Never({model.config.pad_id} - self.ends),)  # some are trained to begin with it
+            self.model, what_runs = fastest(model, DTYPES[dtype])
+        else:
+            self.model, what_runs = fastest(model, DTYPES[dtype])
+        if dtype != "fp32" and self.model is model:
+            note(f"not in {dtype}: {what_runs}")
+
+    def stream(self, text: str, choices: Choices) -> Iterator[str]:
+        """Yield what is written, piece by piece."""
+        ids, room = self.read(text, choices.max_new_tokens)
+        written = Written(self.tokenizer, ids if self.continues else [], choices.stops)
+        for step in self.write([ids], room, choices):
+            for token in step:
+                yield written.add(token.id, last=token.end is not None)
+
+    def answers(self, texts: Sequence[str], choices: Choices) -> list[Answer]:
+        """Return what is written of each text; together they take little longer than one."""
+        read = [self.read(text, choices.max_new_tokens) for text in texts]
+        alike = len({room for _, room in read}) == 1  # else some are too long to be answered at full length
+        groups = [range(len(texts))] if alike else [range(row, row + 1) for row in range(len(texts))]
+        written = [Written(self.tokenizer, ids if self.continues else [], choices.stops) for ids, _ in read]
+        ends = [""] * len(texts)
+        for group in groups:
+            prompts, room = [read[row][0] for row in group], read[group[0]][1]
+            for step in self.write(prompts, room, choices.of_row(group[0])):
+                for token in step:
+                    written[group[token.row]].add(token.id, last=token.end is not None)
+                    ends[group[token.row]] = token.end or ""
+        return [Answer(text, one.shown, len(one.ids), end) for text, one, end in zip(texts, written, ends)]
+
+    def write(self, prompts: list[list[int]], room: int, choices: Choices) -> Iterator[Any]:
+        """Yield the steps of generation."""
+        longest = 4 * max((len(stop) for stop in choices.stops), default=0) + 4  # a letter is at most four tokens
+
+        def is_done(ids: Sequence[int]) -> bool:
+            if ids[-1] in self.ends:
+                return True
+            tail = self.tokenizer.decode(ids[-longest:]) if choices.stops else ""
+            return any(stop in tail for stop in choices.stops)
+
+        yield from generate(
+            self.model,
+            prompts,
+            max_new_tokens=room,
+            choose=choices.choose,
+            adjust=(*self.never, *choices.adjust),
+            stop=is_done if choices.stops else self.ends,
+        )
+
+    def read(self, text: str, n_new: int) -> tuple[list[int], int]:
+        """Return the tokens of a text, and how many may be written; what does not fit is left out and said."""
+        config, encoded = self.config, self.tokenizer.encode(text)
+        ids = list(encoded.ids)
+        if isinstance(config, EncoderDecoderConfig):
+            if left_out := max(0, len(ids) - config.max_source_len):
+                note(f"the model reads {config.max_source_len} pieces at once: the last {left_out:,} are left out")
+                ids = self.tokenizer.encode(text, max_len=config.max_source_len).ids
+            return ids, min(n_new, config.max_target_len - 1)
+        while ids and encoded.special[len(ids) - 1]:  # what would say that the text has ended
+            ids.pop()
+        if not ids:
+            raise InputError(f"{text!r} holds nothing that this model's tokenizer knows: expected words to go on from")
+        room = min(n_new, max(config.max_len - len(ids), config.max_len // 2))
+        left_out = max(0, len(ids) + room - config.max_len)
+        if room < n_new or left_out:
+            only = f"the first {left_out:,} of the text are left out" if left_out else f"only {room:,} can be written"
+            note(f"the model reads and writes {config.max_len:,} pieces in all: {only}")
+        return ids[left_out:], room
+
+
+class Written:
+    """The text of an answer while its tokens come: half a letter, or what may become a stop, is not shown yet."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
+        self.tokenizer, self.stops = tokenizer, stops
+        self.context = list(prompt[-CONTEXT:])
+        self.before = len(tokenizer.decode(self.context)) if self.context else 0
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int, *, last: bool) -> str:
+        """Take in a token and return what can be shown more; all there is after the `last`."""
+        self.ids.append(token)
+        text = self.tokenizer.decode([*self.context, *self.ids])[self.before :]
+        cuts = [text.find(stop) for stop in self.stops if stop in text]
+        if cuts:
+            text = text[: min(cuts)]
+        elif not last:
+            text = text.rstrip(BROKEN)
+            text = text[: len(text) - max((held_back(text, stop) for stop in self.stops), default=0)]
+        more = text[len(self.shown) :]
+        self.shown += more
+        return more
+
+
+def held_back(text: str, stop: str) -> int:
+    """Return how many letters at the end of `text` may be the beginning of `stop`."""
+    return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def end_tokens(folder: Path) -> set[int]:
+    """Return the tokens after which a checkpoint says that nothing follows."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return {found} if isinstance(found, int) else set(found)
+    return set()
+
+
+def choices_of(wanted: Choosing, max_new_tokens: int, seed: int) -> Choices:
+    """Return the choices that options ask for; temperature 0 always takes the likeliest token."""
+    choose: Choose | Beams = GREEDY
+    if wanted.beams is not None:
+        choose = Beams(wanted.beams)
+    elif wanted.warmth > 0:
+        choose = Sampled(
+            temperature=wanted.warmth, top_k=wanted.top_k, top_p=wanted.top_p, min_p=wanted.min_p, seed=seed
+        )
+    penalty = wanted.repetition_penalty
+    return Choices(max_new_tokens, choose, () if penalty is None else (RepetitionPenalty(penalty),), wanted.stop)

@@ -1,0 +1,62 @@
+"""Open a model for a command, or say in one sentence which commands it is for."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from clearhead.checkpoints import find, load
+from clearhead.checkpoints.files import CONFIG, DEFAULTS
+from clearhead.errors import InputError
+from clearhead.models.bert import Bert, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
+from clearhead.models.encoder_decoder import EncoderDecoder
+from clearhead.models.gpt import GPTForCausalLM
+from clearhead.models.modernbert import ModernBert, ModernBertForMaskedLM, ModernBertForSequenceClassification
+from clearhead.models.vit import DistilledViTForImageClassification, ViTForImageClassification
+
+WATCHED = ("derive", "see")
+# What a command expects, in words; and which commands a model is for.
+EXPECTED = {
+    "classify": "a classifier of texts or pictures",
+    "embed": "an encoder of texts, such as a BERT",
+    "generate": "a decoder, such as a GPT",
+    "translate": "an encoder-decoder that reads text",
+    "transcribe": "an encoder-decoder that hears, such as a Whisper",
+    "derive": "a model that reads text or pictures",
+    "see": "a model that reads text or pictures",
+}
+LABELS_TEXTS = BertForSequenceClassification | ModernBertForSequenceClassification
+LABELS_PICTURES = ViTForImageClassification | DistilledViTForImageClassification
+READS_TEXTS = Bert | BertForMaskedLM | BertForTokenClassification | ModernBert | ModernBertForMaskedLM
+FITS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (LABELS_TEXTS, ("classify", "embed", *WATCHED)),
+    (READS_TEXTS, ("embed", *WATCHED)),
+    (GPTForCausalLM, ("generate", *WATCHED)),
+    (LABELS_PICTURES, ("classify", *WATCHED)),
+)
+SHIPPED = {"sentiment": "of texts", "pictures": "of pictures", "novels": "that writes", "pronounce": "that translates"}
+
+
+def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
+    """Return the folder and the model called `name`; InputError where `verb` is not for it, naming what is."""
+    if name in SHIPPED and not (DEFAULTS / name / CONFIG).is_file() and not Path(name).is_dir():
+        raise InputError(
+            f"no model {SHIPPED[name]} ships with this copy of clearhead: pass --model with the folder, or the name "
+            f"on the Hugging Face hub (organisation/model), of {EXPECTED[verb]}"
+        )
+    folder = find(name)
+    model = load(folder)
+    if verb not in (fits := verbs_for(model)):
+        others = f"{', '.join(fits[:-1])} and {fits[-1]}" if len(fits) > 1 else fits[0]
+        raise InputError(
+            f"{name} is a {type(model).__name__}: `clearhead {verb}` expects {EXPECTED[verb]}. It is for {others}; "
+            f"`clearhead models` lists what ships"
+        )
+    return folder, model
+
+
+def verbs_for(model: nn.Module) -> tuple[str, ...]:
+    """Return the commands that a model is for."""
+    if isinstance(model, EncoderDecoder):
+        return ("translate", *WATCHED) if model.front is None else ("transcribe",)
+    return next((verbs for kinds, verbs in FITS if isinstance(model, kinds)), WATCHED)

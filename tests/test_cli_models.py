@@ -1,0 +1,334 @@
+"""The commands that embed, write, translate and look at pictures carry faithfully what the models say.
+
+Tiny random models, whose answers mean nothing.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clearhead.checkpoints import load, save
+from clearhead.classification import embed
+from clearhead.cli import main
+from clearhead.data.images import ImageProcessor
+from clearhead.data.tokenizer import Tokenizer
+from clearhead.generation import Beams, RepetitionPenalty, Sampled, answers, generate
+from clearhead.models.bert import BertConfig, BertForMaskedLM
+from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+from clearhead.models.vit import ViTConfig, ViTForImageClassification
+
+TEXTS = ("attention is not too shabby", "the quick brown fox", "Zürich — 東京")
+SIZES = {"d_model": 32, "n_heads": 4, "d_ff": 48}
+END = "<|end|>"
+MAX_LEN = 64
+
+
+def shaken(model: nn.Module, std: float = 0.3) -> nn.Module:
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=std)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    import tokenizers
+
+    pieces = tokenizers.ByteLevelBPETokenizer()
+    pieces.train_from_iterator(TEXTS * 5, vocab_size=330, min_frequency=1, show_progress=False, special_tokens=[END])
+    return Tokenizer(pieces._tokenizer, {"eos_token": END})
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> dict[str, Path]:
+    """Return a checkpoint of every kind by its name."""
+    root, n = tmp_path_factory.mktemp("models"), tokenizer.vocab_size
+    save(shaken(GPTForCausalLM(GPTConfig(vocab_size=n, n_layers=2, max_len=MAX_LEN, **SIZES))), root / "gpt")
+    bert = BertConfig(vocab_size=n, n_layers=2, max_len=16, **SIZES)
+    save(shaken(BertForMaskedLM(bert)), root / "bert")
+    pair = EncoderDecoderConfig(
+        vocab_size=n,
+        n_encoder_layers=2,
+        n_decoder_layers=2,
+        max_source_len=24,
+        max_target_len=24,
+        pad_id=2,
+        start_id=2,
+        end_id=0,
+        **SIZES,
+    )
+    save(shaken(EncoderDecoder(pair)), root / "pair", family="marian")
+    for name in ("gpt", "bert", "pair"):
+        tokenizer.save(root / name)
+    picture = ViTConfig(image_size=(16, 16), patch_size=4, n_layers=2, labels=("boot", "bag", "coat"), **SIZES)
+    save(shaken(ViTForImageClassification(picture)), root / "vit", family="vit")
+    ImageProcessor(resize=(16, 16)).save(root / "vit")
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder of three pictures."""
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (20, 30, 3), dtype="uint8")
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Return a function that runs `clearhead ...` in this process."""
+
+    def run(*argv: object, stdin: bytes | None = None) -> Done:
+        monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
+        capfd.readouterr()
+        return Done(main([str(argument) for argument in argv]), *capfd.readouterr())
+
+    return run
+
+
+# ---------------------------------------------------------------- generate
+
+
+def expected(places: dict[str, Path], tokenizer: Tokenizer, text: str, n: int, **options: Any) -> str:
+    """Return what the model itself goes on with, token by token."""
+    prompt = tokenizer.encode(text).ids
+    steps = generate(load(places["gpt"]), [prompt], max_new_tokens=n, stop={0}, **options)
+    return tokenizer.decode([*prompt, *answers(steps, 1)[0]])
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        (["--temperature", "0"], {}),
+        (["--seed", "5"], {"choose": Sampled(temperature=0.8, seed=5)}),
+        (["--seed", "5", "--top-k", "9"], {"choose": Sampled(temperature=0.8, top_k=9, seed=5)}),
+        (
+            ["--seed", "5", "--temperature", "1.5", "--top-p", "0.9", "--min-p", "0.01"],
+            {"choose": Sampled(temperature=1.5, top_p=0.9, min_p=0.01, seed=5)},
+        ),
+        (["--beams", "3"], {"choose": Beams(3)}),
+        (["--temperature", "0", "--repetition-penalty", "1.5"], {"adjust": [RepetitionPenalty(1.5)]}),
+    ],
+)
+def test_generate_writes_what_the_model_goes_on_with(
+    argv: list[str], options: dict[str, Any], call: Any, places: dict[str, Path], tokenizer: Tokenizer
+) -> None:
+    whole = expected(places, tokenizer, TEXTS[0], 12, **options)
+    (found,) = call("generate", TEXTS[0], "--model", places["gpt"], "--max-new-tokens", 12, "--json", *argv).json
+    assert found["text"] + found["written"] == whole
+    assert (found["text"], found["end"], found["tokens"]) == (TEXTS[0], "length", 12)
+    streamed = call("generate", TEXTS[0], "--model", places["gpt"], "--max-new-tokens", 12, *argv)
+    assert (streamed.code, streamed.err) == (0, "")
+    assert letters(streamed.out) == letters(whole)
+
+
+def letters(text: str) -> str:
+    """Return what of a text a terminal is given, without blanks."""
+    return "".join(letter for letter in text if letter.isprintable() and not letter.isspace())
+
+
+def test_every_beginning_is_written_as_alone_with_its_seed(call: Any, places: dict[str, Path], tmp_path: Path) -> None:
+    options = ("--model", places["gpt"], "--max-new-tokens", 9, "--json")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    together = call("generate", *options, "--seed", 4, "--file", tmp_path / "texts.txt")
+    assert together.out == call("generate", *options, "--seed", 4, stdin="\n".join(TEXTS).encode()).out
+    assert [one["text"] for one in together.json] == list(TEXTS)
+    for one in together.json:
+        assert call("generate", one["text"], *options, "--seed", one["seed"]).json == [one]
+    drawn = call("generate", TEXTS[0], *options).json[0]
+    assert call("generate", TEXTS[0], *options, "--seed", drawn["seed"]).json == [drawn]
+
+
+def test_an_answer_ends_before_what_stops_it(call: Any, places: dict[str, Path]) -> None:
+    options = (TEXTS[0], "--model", places["gpt"], "--seed", 1, "--max-new-tokens", 40)
+    written = call("generate", *options, "--json").json[0]["written"]
+    stop = written[9:12]
+    (found,) = call("generate", *options, "--json", "--stop", "no such thing", stop).json
+    assert found["written"] == written[: written.index(stop)]
+    assert (found["end"], found["tokens"] < 40) == ("stop", True)
+    assert letters(call("generate", *options, "--stop", stop).out) == letters(TEXTS[0] + found["written"])
+
+
+def test_a_beginning_that_is_too_long_loses_its_first_pieces(call: Any, places: dict[str, Path]) -> None:
+    done = call("generate", "not " * 90, "--model", places["gpt"], "--max-new-tokens", 10, "--json", "--seed", 1)
+    assert done.json[0]["tokens"] == 10
+    assert f"reads and writes {MAX_LEN} pieces in all: the first" in done.err
+    done = call("generate", "not", "--model", places["gpt"], "--max-new-tokens", 900, "--json", "--seed", 1)
+    assert f"only {done.json[0]['tokens']} can be written" in done.err
+
+
+def test_half_a_letter_is_not_shown(tokenizer: Tokenizer) -> None:
+    from clearhead.cli.answers import Written
+
+    ids = tokenizer.encode("é東京").ids
+    written = Written(tokenizer, [], [])
+    pieces = [written.add(token, last=i + 1 == len(ids)) for i, token in enumerate(ids)]
+    assert "".join(pieces) == "é東京"
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--beams", "3", "--seed", "1"], "--beams draws nothing, --seed says how to draw"),
+        (["--top-p", "2"], "--top-p must be above 0 and up to 1, got 2.0"),
+        (["--temperature", "-1"], "--temperature must be 0 or more, got -1.0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
+        (["--stop", ""], "--stop needs a text"),
+        (["--top-k", "few"], "--top-k takes a whole number, got 'few'"),
+        (["--topk", "3"], "did you mean '--top-k'?"),
+    ],
+)
+def test_what_cannot_be_meant_is_exit_code_2(argv: list[str], said: str, call: Any) -> None:
+    done = call("generate", "x", *argv)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "said"),
+    [
+        ("generate", "bert", "is a BertForMaskedLM: `clearhead generate` expects a decoder, such as a GPT. It is for"),
+        ("classify", "gpt", "It is for generate, derive and see"),
+        ("embed", "vit", "It is for classify, derive and see"),
+        ("translate", "gpt", "expects an encoder-decoder that reads text"),
+        ("generate", "pair", "It is for translate, derive and see"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_with_what_it_is_for(
+    verb: str, kind: str, said: str, call: Any, places: dict[str, Path]
+) -> None:
+    done = call(verb, "x", "--model", places[kind])
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert said in done.err
+
+
+# ---------------------------------------------------------------- translate
+
+
+@pytest.mark.parametrize("beams", [None, 3])
+def test_translate_writes_what_the_model_makes_of_each_text(
+    beams: int | None, call: Any, places: dict[str, Path], tokenizer: Tokenizer
+) -> None:
+    model, options = load(places["pair"]), () if beams is None else ("--beams", beams)
+    done = call("translate", *TEXTS, "--model", places["pair"], "--max-new-tokens", 8, "--json", *options)
+    for text, found in zip(TEXTS, done.json, strict=True):
+        choose = {} if beams is None else {"choose": Beams(beams)}
+        from clearhead.generation import Never
+
+        steps = generate(model, [tokenizer.encode(text).ids], max_new_tokens=8, stop={0}, adjust=[Never([2])], **choose)
+        assert found["text"] == text
+        assert found["written"] == tokenizer.decode(answers(steps, 1)[0])
+    people = call("translate", *TEXTS, "--model", places["pair"], "--max-new-tokens", 8, *options)
+    assert len(people.out.splitlines()) == len(TEXTS)
+
+
+# ---------------------------------------------------------------- embed
+
+
+def test_embed_gives_the_models_own_vectors_in_every_form(
+    call: Any, places: dict[str, Path], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    rows = [tokenizer.encode(text).ids for text in TEXTS]
+    vectors = torch.stack(list(embed(load(places["bert"]), rows))).numpy()
+    done = call("embed", *TEXTS, "--model", places["bert"], "--json")
+    assert [one["text"] for one in done.json] == list(TEXTS)
+    assert np.array([one["vector"] for one in done.json]) == pytest.approx(vectors, abs=1e-5)
+    piped = call("embed", "--model", places["bert"], stdin="\n".join(TEXTS).encode()).out
+    assert np.loadtxt(io.StringIO(piped)) == pytest.approx(vectors, abs=1e-5)
+    for name in ("a.npy", "a.safetensors"):
+        path = tmp_path / name
+        assert call("embed", *TEXTS, "--model", places["bert"], "--out", path).out == f"{path}\n"
+        matrix = np.load(path) if path.suffix == ".npy" else load_file(path)["embeddings"].numpy()
+        assert matrix.dtype == np.float32
+        assert matrix == pytest.approx(vectors, abs=1e-5)
+
+
+def test_the_vector_of_a_long_text_is_the_mean_over_its_windows(
+    call: Any, places: dict[str, Path], tokenizer: Tokenizer
+) -> None:
+    windows = tokenizer.windows("not too shabby " * 20, 16)
+    done = call("embed", "not too shabby " * 20, "--model", places["bert"], "--json")
+    parts = torch.stack(list(embed(load(places["bert"]), [window.ids for window in windows])))
+    mean = torch.tensor([float(len(window.ids)) for window in windows]) @ parts
+    assert done.json[0]["vector"] == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5)
+    assert f"{len(windows)} windows and their vectors are averaged" in done.err
+
+
+@pytest.mark.parametrize(
+    ("out", "code", "said"), [("x.txt", 2, "ends in .npy or .safetensors"), ("no/x.npy", 1, "no folder")]
+)
+def test_vectors_that_have_nowhere_to_go(out: str, code: int, said: str, call: Any) -> None:
+    done = call("embed", "x", "--out", out)
+    assert (done.code, done.err.count("\n")) == (code, 1)
+    assert said in done.err
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_classify_labels_pictures_of_a_folder_by_argument_and_by_list(
+    call: Any, places: dict[str, Path], photos: Path
+) -> None:
+    model, processor = load(places["vit"]), ImageProcessor.load(places["vit"])
+    files = sorted(photos.iterdir())
+    done = call("classify", photos, "--model", places["vit"], "--json")
+    for path, found in zip(files, done.json, strict=True):
+        with torch.no_grad():
+            expected = model(processor.read(path)[None]).softmax(-1)[0]
+        assert list(found) == ["file", "label", "probabilities"]
+        assert found["file"] == str(path)
+        assert [found["probabilities"][label] for label in ("boot", "bag", "coat")] == pytest.approx(
+            expected.tolist(), abs=2e-6
+        )
+    assert call("classify", *files, "--model", places["vit"], "--json").out == done.out
+    listed = "\n".join(map(str, files)).encode()
+    assert call("classify", "--model", places["vit"], "--json", stdin=listed).out == done.out
+
+
+def test_a_picture_that_is_none_is_named_and_the_others_answered(
+    call: Any, places: dict[str, Path], photos: Path
+) -> None:
+    (photos / "1.png").write_text("no picture")
+    done = call("classify", photos, "--model", places["vit"], "--json")
+    assert (done.code, [Path(one["file"]).name for one in done.json]) == (1, ["0.png", "2.png"])
+    assert "1.png is no picture" in done.err and "1 of 3 pictures could not be read" in done.err
+
+
+def test_a_picture_that_is_not_there_and_one_for_a_model_of_texts(
+    call: Any, places: dict[str, Path], photos: Path
+) -> None:
+    missing = call("classify", photos / "9.png", "--model", places["vit"])
+    assert (missing.code, missing.out) == (1, "") and "9.png: no such file" in missing.err
+    wrong = call("classify", photos / "1.png", "--model", "sentiment")
+    assert (wrong.code, wrong.out) == (1, "") and "is a picture, and sentiment labels texts" in wrong.err
