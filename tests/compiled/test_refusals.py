@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from clearhead.attention import Mask, attend
-from clearhead.errors import ShapeError
+from clearhead.errors import InputError, ShapeError, WatchError
+from clearhead.models.bert import BertConfig, BertForSequenceClassification
+from clearhead.seeing import edit, effect
 
 Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 6, 8)
 
@@ -34,3 +36,12 @@ def test_what_does_not_fit_is_refused_with_what_came(change: dict[str, object], 
     arguments = {"q": Q, "k": K, "v": K, "mask": Mask()} | change
     with pytest.raises(ShapeError, match=message):
         attend(**arguments)
+
+
+def test_what_edit_and_effect_do_not_know_is_refused_with_what_they_do() -> None:
+    with pytest.raises(WatchError, match=r"expects the torch\.nn\.Module"), edit("sentiment"):
+        pass
+    config = BertConfig(vocab_size=50, d_model=32, n_heads=4, n_layers=2, d_ff=64, labels=("bad", "good"))
+    model = BertForSequenceClassification(config).eval()
+    with pytest.raises(InputError, match="over='head'; did you mean 'heads'"):
+        effect(model, torch.arange(5)[None], over="head")

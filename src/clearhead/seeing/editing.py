@@ -6,7 +6,7 @@
         model(tokens)
 
 Edits act behind the kernel, on what it gave: the model's own kernels run, what no edit names keeps its bits, and when
-the body ends the model is what it was. Next: `edits.py` holds the mathematics, `effect.py` tries every head or link.
+the body ends the model is what it was. Next: `edits.py` holds the mathematics, `effects.py` tries every head or link.
 """
 
 import contextlib
@@ -129,6 +129,13 @@ class Edits:
         """Return the edits that were applied nowhere so far, each with the reason."""
         return tuple(f"{edit.said}: {self._reason(edit, want)}" for edit in self.edits for want in edit.waiting)
 
+    @property
+    def why_nothing(self) -> str:
+        """Return why no attention was met."""
+        seen = self.recorder.recording
+        why = [f"{unseen.name or 'elsewhere'}: {unseen.reason}" for unseen in seen.unseen[:FEW]] + seen.notes
+        return "; ".join(why) or "no attention ran; run the model inside the with block"
+
     def act(self, sighting: Sighting) -> Tensor | None:
         """Return what a call gives after the edits that are about it, or None where none is."""
         recorder = self.recorder
@@ -162,9 +169,7 @@ class Edits:
 
     def _reason(self, edit: Edit, want: int | str | None) -> str:
         if not self.met:
-            seen = self.recorder.recording
-            why = [f"{unseen.name or 'elsewhere'}: {unseen.reason}" for unseen in seen.unseen[:FEW]] + seen.notes
-            return "; ".join(why) or "no attention ran; run the model inside the with block"
+            return self.why_nothing
         if edit.why:
             return edit.why
         names = ", ".join(f"{index} {met.name!r}" for index, met in list(self.met.items())[:FEW])
