@@ -39,7 +39,8 @@ def edit(model: nn.Module) -> Iterator["Edits"]:
     from the end. New tokens of a growing cache go on counting where the ones before them stopped.
 
     Editing may be nested, with itself and with `watch`: the inner one acts on, or sees, what the outer one left. The
-    weights of a recording are always those that queries and keys make, before any edit of that layer.
+    weights of a recording are always those that queries and keys make, before any edit of that layer. Gradients flow
+    through an edit to queries, keys and values, not to a learned bias or sink of the rows that were cut.
 
     WatchError for a head or a text that a layer does not have, when the layer runs; for edits that never applied,
     when the body ends; for attention that can be seen but not edited.
@@ -47,7 +48,7 @@ def edit(model: nn.Module) -> Iterator["Edits"]:
     if not isinstance(model, nn.Module):
         raise WatchError(f"edit() expects the torch.nn.Module that will run, got a {type(model).__name__}")
     change = Edits()
-    with standing_beside(model, change.recorder, change.act):
+    with contextlib.closing(change.recorder), standing_beside(model, change.recorder, change.act):
         yield change
     if unused := change.unused:
         raise WatchError(f"{len(unused)} of {len(change.edits)} edits never applied: {'; '.join(unused)}")
