@@ -8,7 +8,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from clearhead.errors import WatchError
 from clearhead.seeing import watch
 
 MAKE: dict[str, Callable[[], Any]] = {
@@ -80,11 +79,16 @@ def test_every_step_of_generation_is_a_call() -> None:
     assert [tuple(seen.map(1, 0, call=i).shape) for i in range(4)] == [(5, 5), (1, 6), (1, 7), (1, 8)]
 
 
-def test_the_eager_path_is_named_with_what_to_do() -> None:
-    model = MAKE["bert"]().eval()
+def test_the_eager_path_is_seen_as_it_runs() -> None:
+    model, tokens = MAKE["llama, grouped"]().eval(), text("left")
     model.set_attn_implementation("eager")
     with torch.no_grad(), watch(model) as seen:
-        model(torch.randint(0, 60, (1, 7)))
-    assert [unseen.name for unseen in seen.unseen] == [f"encoder.layer.{i}.attention.self" for i in range(2)]
-    with pytest.raises(WatchError, match='attn_implementation="eager": load it with "sdpa"'):
-        seen.map(0, 0)
+        watched = model(**tokens, output_attentions=True)
+    assert seen.unseen == ()
+    assert torch.equal(watched.last_hidden_state, model(**tokens).last_hidden_state)
+    assert (seen.layers[1].n_heads, seen.layers[1].n_kv_heads) == (4, 2)  # as they were before they were repeated
+    for batch in range(2):
+        rows = tokens["attention_mask"][batch].bool()
+        for head in range(4):
+            expected = watched.attentions[1][batch, head][rows].detach()
+            assert seen.map(1, head, batch=batch)[rows] == pytest.approx(expected, abs=1e-6)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
+from clearhead.seeing.interface import asked_of_interface
 from clearhead.seeing.keeping import Keeper
 from clearhead.seeing.memory import NoRoom, place
 from clearhead.seeing.recognition import Masks, recognise
@@ -31,6 +32,7 @@ from clearhead.seeing.sites import FusedCalls, Report, Sighting, uncompiled
 
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
 NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
+UNSEEN = "it ran, but made no attention that can be seen: none with a softmax over keys, or by a kernel unknown here"
 
 
 @contextlib.contextmanager
@@ -85,7 +87,9 @@ def standing_beside(model: nn.Module, recorder: "Recorder", report: Report) -> I
                 stack.enter_context(recorder.following(name, module))
         if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
             recorder.recording.note("the compiled model ran uncompiled while it was watched")
-        recorder.mode = stack.enter_context(FusedCalls(report))
+        calls = FusedCalls(report, recorder.refuse, recorder.n_texts)
+        stack.enter_context(asked_of_interface(calls.through))
+        recorder.mode = stack.enter_context(calls)
         yield
 
 
@@ -104,6 +108,7 @@ class Recorder:
         self.outputs = self.values = self.gradients = False
         self.thread = threading.get_ident()
         self.running: list[str] = []  # names of the modules whose forward is running, outermost first
+        self.inputs: list[tuple[Any, Any]] = []  # what each of them was given
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
         self.masks = Masks()
         self.mode: FusedCalls | None = None
@@ -122,7 +127,7 @@ class Recorder:
             LOOKS_LIKE_ATTENTION.search(type(module).__name__) or NAMED_LIKE_ATTENTION.search(name.rpartition(".")[2])
         )
 
-        def begins(module: nn.Module, inputs: Any) -> None:
+        def begins(module: nn.Module, inputs: Any, named: Any) -> None:
             if threading.get_ident() != self.thread:
                 if suspect:
                     self.recording.ran[name] = Ran(type(module).__name__, "it ran in another thread than watch()")
@@ -132,18 +137,20 @@ class Recorder:
                 self.recording.n_forwards += 1
                 self.re_enter()
             self.running.append(name)
+            self.inputs.append((inputs, named))
             if suspect and name not in self.recording.ran:
-                self.recording.ran[name] = Ran(type(module).__name__, _why_unseen(module))
+                self.recording.ran[name] = Ran(type(module).__name__, UNSEEN)
 
         def ends(module: nn.Module, inputs: Any, output: Any) -> None:
             if threading.get_ident() == self.thread and name in self.running:
                 while self.running.pop() != name:  # a module that was left by an exception
                     pass
+                del self.inputs[len(self.running) :]
                 if not self.running:
                     self.again.close()
 
         hooks = [
-            module.register_forward_pre_hook(begins, prepend=True),
+            module.register_forward_pre_hook(begins, prepend=True, with_kwargs=True),
             module.register_forward_hook(ends, always_call=True),
         ]
         try:
@@ -191,10 +198,25 @@ class Recorder:
         if self.gradients and sighting.out is not None and sighting.out.requires_grad:
             sighting.out.register_hook(partial(self.keep_gradient, call))  # type: ignore[no-untyped-call]  # torch's
 
+    def refuse(self, reason: str) -> None:
+        """Say why a call of the running module is not recorded."""
+        if self.running and torch._C._current_graph_task_id() == -1:
+            self.recording.refused[self.count()[1]] = reason
+
+    def n_texts(self) -> int | None:
+        """Return how many texts the running module was given, by the first tensor of three axes or more."""
+        inputs, named = self.inputs[-1] if self.inputs else ((), {})
+        given = (x for x in (*inputs, *named.values()) if isinstance(x, Tensor))
+        return next((x.shape[0] for x in given if x.ndim > 2), None)
+
     def place(self, sighting: Sighting) -> tuple[int, str]:
         """Return the number and the name of the layer that a sighting belongs to: the module that is running."""
         if sighting.fast_path_lost:
             self.recording.note("nn.MultiheadAttention ran in its Python form, not in its inference kernel")
+        return self.count()
+
+    def count(self) -> tuple[int, str]:
+        """Return the number and the name of the next call of the running module."""
         name = self.running[-1]
         nth = self.times[name] = self.times.get(name, 0) + 1
         name = name if nth == 1 else f"{name}#{nth}"  # one module that attends more than once in a forward
@@ -263,7 +285,8 @@ class Recorder:
             return sighting.rule
         if sighting.mask is None:
             return recognise(None, sighting.is_causal, shape)
-        return self.masks.rule(sighting.mask, sighting.q.shape[:-2], shape, dtype)
+        exact = sighting.mask.dtype if sighting.by_hand else dtype
+        return self.masks.rule(sighting.mask, sighting.q.shape[:-2], shape, exact)
 
 
 def four(x: Tensor) -> Tensor:
@@ -301,13 +324,3 @@ def _is_leaf_of_torch(module: nn.Module) -> bool:
 
 def _is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def _why_unseen(module: nn.Module) -> str:
-    """Say what is likely, should nothing be seen inside a module that looks like attention."""
-    if isinstance(module, nn.MultiheadAttention):
-        return "torch computes weights by hand when asked for them: call it with need_weights=False"
-    chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if isinstance(chosen, str) and chosen != "sdpa":
-        return f'its model was loaded with attn_implementation="{chosen}": load it with "sdpa"'
-    return "it ran, but made no F.scaled_dot_product_attention call: attention by hand, or by another kernel"

@@ -15,7 +15,6 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +23,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clearhead.seeing.rule import Rule
+from clearhead.seeing.byhand import Follower, Found
+from clearhead.seeing.interface import Asked
+from clearhead.seeing.sighting import Report, Sighting
+
+__all__ = ["FusedCalls", "Report", "Sighting", "uncompiled"]
 
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
 
@@ -38,36 +41,6 @@ WITH_LSE = {
 }
 # Two of them compute it only when a gradient is wanted: their fifth argument says so.
 ON_REQUEST = {"_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"}
-
-
-@dataclass(frozen=True, eq=False)
-class Sighting:
-    """One call of attention: what it was given, what came out, and the log-sum-exp where its kernel gave one.
-
-    All tensors are laid out as F.scaled_dot_product_attention has them, `out` too: (batch, heads, time, d_head). Scores
-    are `scale * q . k`, then softcapped, then masked. `sinks`, three axes that broadcast to (batch, heads, query), are
-    one more score a row, which takes weight to no key. A site that knows its rule says it in `rule`, and the mask is
-    then not looked at.
-    """
-
-    q: Tensor
-    k: Tensor
-    mask: Tensor | None
-    dropout: float
-    is_causal: bool
-    scale: float | None
-    lse: Tensor | None
-    fast_path_lost: bool = False  # torch would have run nn.MultiheadAttention's inference kernel, had nobody watched
-    v: Tensor | None = None  # None, as is `out`, where a site cannot know them: such a call can be seen, not edited
-    out: Tensor | None = None
-    softcap: float | None = None
-    sinks: Tensor | None = None
-    rule: Rule | None = None
-
-
-# Who is told of a sighting. The tensor it answers with, if any, is what the model goes on with in the place of `out`,
-# in its shape, dtype and layout.
-Report = Callable[[Sighting], Tensor | None]
 
 
 class LogSumExp(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
@@ -93,13 +66,29 @@ class LogSumExp(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         return out
 
 
-class FusedCalls(TorchFunctionMode):
-    """Report every fused attention call of this thread to `report`; everything else passes by untouched."""
+class TorchsOwn(threading.local):
+    """Says whether nn.MultiheadAttention's function is running in this thread, and for how many texts."""
 
-    def __init__(self, report: Report) -> None:
+    texts: int | None = None
+
+
+OWN = TorchsOwn()
+
+
+class FusedCalls(TorchFunctionMode):
+    """Report every attention call of this thread to `report`; everything else passes by untouched.
+
+    `refuse` is told why a call that was attention cannot be reported. `texts` says how many texts the running module
+    was given, by which batch and heads are told apart where a model has them on one axis.
+    """
+
+    def __init__(
+        self, report: Report, refuse: Callable[[str], None], texts: Callable[[], int | None] = lambda: None
+    ) -> None:
         super().__init__()
-        self.report, self.thread = report, threading.get_ident()
-        self.inside_torchs_own = False  # nn.MultiheadAttention's function is running
+        self.report, self.refuse, self.texts, self.thread = report, refuse, texts, threading.get_ident()
+        self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
+        self.follower = Follower(self.found_by_hand, self.lost)
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -108,10 +97,10 @@ class FusedCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is FUSED and not torch.compiler.is_compiling():
             return self.see(func, *args, **kwargs)
-        if func is F.multi_head_attention_forward:
-            with self.inside_multi_head_attention():
+        if func is F.multi_head_attention_forward and OWN.texts is None:
+            with self.inside_torchs_own(*args):
                 return func(*args, **kwargs)
-        return func(*args, **kwargs)
+        return self.follower.run(func, args, kwargs)
 
     def see(
         self,
@@ -128,27 +117,95 @@ class FusedCalls(TorchFunctionMode):
         beside = LogSumExp()  # type: ignore[no-untyped-call]
         with beside:
             out = func(query, key, value, attn_mask, dropout_p, is_causal, **rest)
-        lost = self.inside_torchs_own and not torch.is_grad_enabled()
+        lost = OWN.texts is not None and not torch.is_grad_enabled()
         scale, lse = rest.get("scale"), beside.found
-        sighting = Sighting(query, key, attn_mask, dropout_p, is_causal, scale, lse, lost, value, out)
-        edited = self.report(sighting)
+        edited = self.tell(Sighting(query, key, attn_mask, dropout_p, is_causal, scale, lse, lost, value, out))
         return out if edited is None else edited
 
-    @contextlib.contextmanager
-    def inside_multi_head_attention(self) -> Iterator[None]:
-        """While torch's own function runs, put `see` in the place of the name that it calls."""
-        before = F.scaled_dot_product_attention
-
-        def seen(*args: Any, **kwargs: Any) -> Tensor:
-            if threading.get_ident() != self.thread:
-                return before(*args, **kwargs)
-            return self.see(before, *args, **kwargs)
-
-        F.scaled_dot_product_attention, self.inside_torchs_own = seen, True
+    def through(
+        self,
+        function: Callable[..., Any],
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Call a function of transformers' attention interface, and know what it was asked for while it runs."""
+        self.asked.append(Asked(function, module, query, key, value, kwargs))
         try:
-            yield
+            return function(module, query, key, value, *args, **kwargs)
         finally:
-            F.scaled_dot_product_attention, self.inside_torchs_own = before, False
+            self.asked.pop()
+
+    def tell(self, sighting: Sighting) -> Tensor | None:
+        """Report a call as whoever asked for it put it, and return the output to go on with, if another."""
+        if not self.asked:
+            return self.report(sighting)
+        return self.asked[-1].report(sighting, self.report)
+
+    def lost(self, reason: str) -> None:
+        """Say why a call cannot be told."""
+        if self.asked:
+            self.asked[-1].seen = True
+        self.refuse(reason)
+
+    def found_by_hand(self, found: Found) -> Tensor | None:
+        """Report attention that was written out in Python, in the layout of the fused call."""
+        scores, lead = found.scores, found.scores.lead
+        if len(lead) == 1:
+            texts = OWN.texts or self.texts()
+            batch, heads = (texts, lead[0] // texts) if texts and lead[0] % texts == 0 else (1, lead[0])
+        else:
+            batch, heads = torch.Size(lead[:-1]).numel(), lead[-1] if lead else 1
+
+        def four(x: Tensor) -> Tensor:
+            if len(lead) == 2 or x.shape[:-2].numel() == 1:
+                return x.reshape(*(1,) * (4 - x.ndim), *x.shape) if x.ndim < 4 else x
+            return x.expand(*lead, *x.shape[-2:]).reshape(batch, heads, *x.shape[-2:])
+
+        def whole(x: Tensor) -> Tensor:
+            return four(x).expand(batch, heads, *x.shape[-2:])
+
+        mask, sinks = scores.mask(), scores.sinks
+        sighting = Sighting(
+            q=whole(scores.q),
+            k=four(scores.k) if len(lead) == 2 else whole(scores.k),
+            mask=None if mask is None else four(mask),
+            dropout=found.dropout,
+            is_causal=False,
+            scale=scores.scale,
+            lse=None,
+            fast_path_lost=OWN.texts is not None and not torch.is_grad_enabled(),
+            v=four(found.v) if len(lead) == 2 else whole(found.v),
+            out=whole(found.out),
+            softcap=scores.capped,
+            sinks=torch.cat([four(s) for s in sinks], -1).logsumexp(-1) if sinks else None,
+            by_hand=True,
+        )
+        edited = self.tell(sighting)
+        return None if edited is None else edited.reshape(found.out.shape)
+
+    @contextlib.contextmanager
+    def inside_torchs_own(self, query: Tensor, *_: Any) -> Iterator[None]:
+        """Let the function behind nn.MultiheadAttention run with this mode on, in which it would call itself for ever.
+
+        It asks whether a mode is on before anything else, and hands itself over if so: it is told that none is.
+        """
+        functional: Any = F
+        before, thread = functional.has_torch_function, self.thread
+
+        def nobody(tensors: Any) -> bool:
+            return False if threading.get_ident() == thread else before(tensors)
+
+        OWN.texts = query.shape[1] if query.ndim == 3 else 1  # (time, batch, d_model)
+        functional.has_torch_function = nobody
+        try:
+            with self:
+                yield
+        finally:
+            functional.has_torch_function, OWN.texts = before, None
 
 
 @contextlib.contextmanager
