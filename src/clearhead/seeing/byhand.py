@@ -29,6 +29,7 @@ NAMES = {
     "plus": "add add_ __add__ __radd__ __iadd__",
     "minus": "sub sub_ subtract __sub__ __isub__",
     "cap": "tanh tanh_",
+    "floor": "maximum max clamp clamp_ clamp_min clamp_min_",
     "hide": "masked_fill masked_fill_ where __setitem__",
     "join": "cat concat concatenate",
     "shape": "view reshape unsqueeze squeeze flatten unflatten view_as reshape_as expand expand_as __getitem__",
@@ -66,7 +67,7 @@ class Found:
     back: Callable[[Tensor], Tensor]  # an output in the layout of `out`, as the model's own call would have returned it
 
 
-class Follower:
+class ByHand:
     """Follows products to softmaxes. `found` is told of attention, and may answer with another output; `lost` of a
     call that was attention and cannot be told exactly, with the reason."""
 
@@ -226,6 +227,10 @@ def _changed(
         return scores.plus(other, kwargs.get("alpha", 1) * (1 if what == "plus" else -1), out)
     if what == "cap":
         return scores.cap()
+    if what == "floor":
+        if kwargs.get("max") is not None or len(args) > 2:
+            raise CannotFollow("its scores were clamped from above")
+        return scores.floor(kwargs.get("min", kwargs.get("other", args[1] if len(args) > 1 else None)))
     if what == "hide":
         return _hidden(args, kwargs, scores, out, ours)
     if what == "join":

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from clearhead.errors import InputError, WatchError
 from clearhead.seeing import edits
 from clearhead.seeing.edits import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
-from clearhead.seeing.recorder import Recorder, asked, dtype_in_kernel, four, not_plain, standing_beside
+from clearhead.seeing.recorder import Recorder, asked, dtype_in_kernel, four, not_plain
 from clearhead.seeing.recording import FEW, Recording
-from clearhead.seeing.sites import Sighting
+from clearhead.seeing.sighting import Sighting
+from clearhead.seeing.whereabouts import standing_beside
 
 Layers = int | str | Sequence[int | str] | None
 Heads = int | Sequence[int] | None

@@ -4,35 +4,28 @@
         model(tokens)
     seen.map(layer=3, head=7)
 
-The model is not changed: hooks, there for the duration, say which module is running; `sites.py` sees the calls. What
-ran and could not be seen is listed by name in `seen.unseen`. Next: `recording.py`, what comes out.
+The model is not changed: `whereabouts.py` knows which module is running, `sites.py` sees the calls. What ran and could
+not be seen is listed by name in `seen.unseen`. Next: `recording.py`, what comes out.
 """
 
 import contextlib
 import os
-import re
-import threading
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.interface import asked_of_interface
 from clearhead.seeing.keeping import Keeper
 from clearhead.seeing.memory import NoRoom, place
 from clearhead.seeing.recognition import Masks, recognise
-from clearhead.seeing.recording import Ran, Recording
+from clearhead.seeing.recording import Recording
 from clearhead.seeing.rule import Rule
-from clearhead.seeing.sites import FusedCalls, Report, Sighting, uncompiled
-
-LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
-NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
-UNSEEN = "it ran, but made no attention that can be seen: none with a softmax over keys, or by a kernel unknown here"
+from clearhead.seeing.sighting import Sighting
+from clearhead.seeing.whereabouts import Whereabouts, standing_beside
 
 
 @contextlib.contextmanager
@@ -75,26 +68,8 @@ def watch(
         yield recorder.recording
 
 
-@contextlib.contextmanager
-def standing_beside(model: nn.Module, recorder: "Recorder", report: Report) -> Iterator[None]:
-    """Tell `report` of every attention call of `model` while the body runs; `recorder` knows which module is running.
-
-    What `watch` and `edit` have in common: one reports to a recorder, the other to an editor.
-    """
-    with contextlib.ExitStack() as stack:
-        for name, module in model.named_modules():
-            if not _is_leaf_of_torch(module):
-                stack.enter_context(recorder.following(name, module))
-        if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
-            recorder.recording.note("the compiled model ran uncompiled while it was watched")
-        calls = FusedCalls(report, recorder.refuse, recorder.n_texts)
-        stack.enter_context(asked_of_interface(calls.through))
-        recorder.mode = stack.enter_context(calls)
-        yield
-
-
-class Recorder:
-    """Knows which module is running, and turns each sighting into a `Call` of the right layer."""
+class Recorder(Whereabouts):
+    """Turns each sighting into a `Call` of the right layer."""
 
     def __init__(
         self,
@@ -103,68 +78,11 @@ class Recorder:
         heads: Sequence[int] | None = None,
         keeper: Keeper | None = None,
     ) -> None:
-        self.recording, self.layers, self.heads, self.keeper = recording, layers, heads, keeper or Keeper()
+        super().__init__(recording)
+        self.layers, self.heads, self.keeper = layers, heads, keeper or Keeper()
         self.recording.settle = self.keeper.place.settle
         self.outputs = self.values = self.gradients = False
-        self.thread = threading.get_ident()
-        self.running: list[str] = []  # names of the modules whose forward is running, outermost first
-        self.inputs: list[tuple[Any, Any]] = []  # what each of them was given
-        self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
         self.masks = Masks()
-        self.mode: FusedCalls | None = None
-        self.also_backward = False  # report layers, too, that activation checkpointing runs again during backward
-        self.again = contextlib.ExitStack()  # what is open while one of those runs
-
-    @contextlib.contextmanager
-    def following(self, name: str, module: nn.Module) -> Iterator[None]:
-        """Know while `module` runs, by hooks that are gone afterwards."""
-        if isinstance(module, torch.jit.ScriptModule):
-            self.recording.note(f"{name or 'the model'} is TorchScript, which runs out of sight: watch its original")
-            yield
-            return
-        name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")  # torch.compile's wrapper
-        suspect = isinstance(module, nn.MultiheadAttention) or bool(
-            LOOKS_LIKE_ATTENTION.search(type(module).__name__) or NAMED_LIKE_ATTENTION.search(name.rpartition(".")[2])
-        )
-
-        def begins(module: nn.Module, inputs: Any, named: Any) -> None:
-            if threading.get_ident() != self.thread:
-                if suspect:
-                    self.recording.ran[name] = Ran(type(module).__name__, "it ran in another thread than watch()")
-                return
-            if not self.running:
-                self.times.clear()
-                self.recording.n_forwards += 1
-                self.re_enter()
-            self.running.append(name)
-            self.inputs.append((inputs, named))
-            if suspect and name not in self.recording.ran:
-                self.recording.ran[name] = Ran(type(module).__name__, UNSEEN)
-
-        def ends(module: nn.Module, inputs: Any, output: Any) -> None:
-            if threading.get_ident() == self.thread and name in self.running:
-                while self.running.pop() != name:  # a module that was left by an exception
-                    pass
-                del self.inputs[len(self.running) :]
-                if not self.running:
-                    self.again.close()
-
-        hooks = [
-            module.register_forward_pre_hook(begins, prepend=True, with_kwargs=True),
-            module.register_forward_hook(ends, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def re_enter(self) -> None:
-        """Open the function mode for a layer that runs again during backward, where torch turns modes off."""
-        if not self.also_backward or self.mode is None or torch._C._current_graph_task_id() == -1:
-            return
-        if self.mode not in torch.overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
-            self.again.enter_context(self.mode)
 
     def keep(self, sighting: Sighting) -> None:
         """Copy what a fused call was given, into the layer it belongs to."""
@@ -197,30 +115,6 @@ class Recorder:
         self.recording.calls.setdefault(index, []).append(call)
         if self.gradients and sighting.out is not None and sighting.out.requires_grad:
             sighting.out.register_hook(partial(self.keep_gradient, call))  # type: ignore[no-untyped-call]  # torch's
-
-    def refuse(self, reason: str) -> None:
-        """Say why a call of the running module is not recorded."""
-        if self.running and torch._C._current_graph_task_id() == -1:
-            self.recording.refused[self.count()[1]] = reason
-
-    def n_texts(self) -> int | None:
-        """Return how many texts the running module was given, by the first tensor of three axes or more."""
-        inputs, named = self.inputs[-1] if self.inputs else ((), {})
-        given = (x for x in (*inputs, *named.values()) if isinstance(x, Tensor))
-        return next((x.shape[0] for x in given if x.ndim > 2), None)
-
-    def place(self, sighting: Sighting) -> tuple[int, str]:
-        """Return the number and the name of the layer that a sighting belongs to: the module that is running."""
-        if sighting.fast_path_lost:
-            self.recording.note("nn.MultiheadAttention ran in its Python form, not in its inference kernel")
-        return self.count()
-
-    def count(self) -> tuple[int, str]:
-        """Return the number and the name of the next call of the running module."""
-        name = self.running[-1]
-        nth = self.times[name] = self.times.get(name, 0) + 1
-        name = name if nth == 1 else f"{name}#{nth}"  # one module that attends more than once in a forward
-        return self.recording.index(name), name
 
     def close(self) -> None:
         """Let go of what only a running model needs."""
@@ -315,12 +209,3 @@ def not_plain(q: Tensor) -> str | None:
     if torch._C._functorch.is_functorch_wrapped_tensor(q):
         return "it ran inside torch.func (vmap, grad): watch the plain call"
     return None
-
-
-def _is_leaf_of_torch(module: nn.Module) -> bool:
-    """Say whether `module` is one of torch's own that cannot hold attention: Linear, LayerNorm, Dropout, ..."""
-    return type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None

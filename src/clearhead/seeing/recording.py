@@ -120,8 +120,10 @@ class Recording(Questions):
             inside = name + "."
             if name in seen or any(s.startswith(inside) or not name for s in seen):
                 continue  # seen, or made of something seen
-            if any(other.startswith(inside) for other in self.ran) or any(a in seen and a in self.ran for a in above):
-                continue  # the attention is a module inside, or this is a helper of one that was seen
+            if name not in self.refused and any(other.startswith(inside) for other in self.ran):
+                continue  # the attention is a module inside
+            if any(a in self.ran and (a in seen or a in self.refused) for a in above):
+                continue  # a helper of one that is accounted for
             found.append(Unseen(name, ran.kind, self.refused.get(name, ran.likely)))
         found += [Unseen(name, "", why) for name, why in self.refused.items() if name not in self.ran]
         if self.outside:

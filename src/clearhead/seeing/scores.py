@@ -28,6 +28,8 @@ class Scores:
 
     terms:  added, in the order they came.
     hidden: True where a score was replaced by a very low number, `lowest` the highest such number.
+    zeroed: True where a score was multiplied by 0, for a very low number to be added there.
+    floored: scores lower than a very low number were raised to it, so that no row is without a softmax.
     eps:    the coarsest rounding that scores went through.
     """
 
@@ -41,6 +43,8 @@ class Scores:
     terms: tuple[Tensor, ...] = ()
     hidden: tuple[Tensor, ...] = ()
     lowest: float = -torch.inf
+    zeroed: Tensor | None = None
+    floored: bool = False
     sinks: tuple[Tensor, ...] = ()
     broken: str | None = None
     given: tuple[Tensor, Tensor] | None = None  # the very tensors that were multiplied
@@ -75,8 +79,12 @@ class Scores:
         if isinstance(by, Tensor) and by.numel() == 1:
             by = by.item()
         if isinstance(by, Tensor):
-            if by.shape[-1] != 1 or self.capped is not None or self.hidden or self.sinks:
-                raise CannotFollow("its scores were multiplied by a tensor that differs from key to key")
+            if self.capped is not None or self.hidden or self.sinks or self.zeroed is not None:
+                raise CannotFollow("its scores were multiplied by a tensor after they were capped or masked")
+            if by.shape[-1] != 1:
+                if self.terms or not bool(((by == 0) | (by == 1)).all()):
+                    raise CannotFollow("its scores were multiplied by a tensor that differs from key to key")
+                return replace(self, zeroed=by == 0)
             q = self.q * by
             lead = tuple(q.shape[:-2])
             return replace(
@@ -93,6 +101,13 @@ class Scores:
         terms = tuple(t * by for t in self.terms)
         capped = None if self.capped is None else self.capped * by
         return replace(self, scale=self.scale * by, capped=capped, terms=terms, lowest=self.lowest * by)
+
+    def floor(self, value: Any) -> "Scores":
+        """Return the scores with those lower than `value`, which hides them, raised to it."""
+        value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if isinstance(value, Tensor) or value is None or not value < NOTHING_LEFT:
+            raise CannotFollow("its scores went through a maximum with something")
+        return replace(self, floored=True)
 
     def cap(self) -> "Scores":
         """Return the tanh of the scores."""
@@ -154,7 +169,8 @@ class Scores:
         q, k = move(self.q), move(self.k)
         groups = (tuple(map(move, group)) for group in (self.terms, self.hidden, self.sinks))
         terms, hidden, sinks = groups
-        return replace(self, q=q, k=k, lead=lead, terms=terms, hidden=hidden, sinks=sinks)
+        zeroed = None if self.zeroed is None else move(self.zeroed)
+        return replace(self, q=q, k=k, lead=lead, terms=terms, hidden=hidden, zeroed=zeroed, sinks=sinks)
 
     def cast(self, out: Tensor) -> "Scores":
         """Return the scores in the dtype of `out`."""
@@ -163,18 +179,29 @@ class Scores:
     def tidied(self) -> "Scores":
         """Return the scores with rows in which everything was hidden told otherwise.
 
-        A softmax of one low number throughout is flat; the same comes of a query that is zero and hidden from nothing.
+        A softmax of one low number throughout is flat; the same comes of a query that is zero, hidden from nothing.
         """
-        if not self.hidden or self.lowest == -torch.inf:
-            return self
-        hidden = functools.reduce(torch.logical_or, self.hidden)
+        scores = self
+        if (
+            scores.floored
+            and (mask := scores.mask()) is not None
+            and bool((_as_scores(mask) == -torch.inf).all(-1).any())
+        ):
+            raise CannotFollow("rows were hidden whole, and raised to a number again")
+        if scores.zeroed is not None:
+            total = functools.reduce(torch.add, scores.terms) if scores.terms else torch.zeros(1, 1)
+            if not bool(((total < NOTHING_LEFT) | ~scores.zeroed).all()):
+                raise CannotFollow("some of its scores were multiplied by 0 and not hidden")
+            lowest = float(total.masked_fill(~scores.zeroed, -torch.inf).max())
+            scores = replace(scores, hidden=(*scores.hidden, scores.zeroed), lowest=max(scores.lowest, lowest))
+        if not scores.hidden or scores.lowest == -torch.inf:
+            return scores
+        hidden = functools.reduce(torch.logical_or, scores.hidden)
         blind = hidden.all(-1, keepdim=True)
         if not blind.any():
-            return self
-        if self.terms or self.capped is not None:
-            raise CannotFollow("rows were hidden whole by a finite number, and more was added to them")
-        q = self.q.masked_fill(blind, 0) if blind.shape[-2] != 1 else self.q * ~blind
-        return replace(self, q=q, hidden=(hidden & ~blind,))
+            return scores
+        terms = tuple(t.masked_fill(blind, 0) for t in scores.terms)
+        return replace(scores, q=scores.q.masked_fill(blind, 0), terms=terms, hidden=(hidden & ~blind,))
 
     def mask(self) -> Tensor | None:
         """Return terms and masks as one, in the form of F.scaled_dot_product_attention, with as few axes as it has."""
@@ -215,6 +242,10 @@ def differs(scores: Scores, weights: Tensor) -> str | None:
     if not bool(error <= allowed):
         return f"weights computed again differ from its own by {float(error):.1e}"
     return None
+
+
+def _as_scores(mask: Tensor) -> Tensor:
+    return torch.zeros((), device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
 def _version(x: Tensor) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clearhead.seeing.byhand import Follower, Found
+from clearhead.seeing.byhand import ByHand, Found
 from clearhead.seeing.interface import Asked
 from clearhead.seeing.sighting import Report, Sighting
 
@@ -88,7 +88,7 @@ class FusedCalls(TorchFunctionMode):
         super().__init__()
         self.report, self.refuse, self.texts, self.thread = report, refuse, texts, threading.get_ident()
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
-        self.follower = Follower(self.found_by_hand, self.lost)
+        self.by_hand = ByHand(self.found_by_hand, self.lost)
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -100,7 +100,7 @@ class FusedCalls(TorchFunctionMode):
         if func is F.multi_head_attention_forward and OWN.texts is None:
             with self.inside_torchs_own(*args):
                 return func(*args, **kwargs)
-        return self.follower.run(func, args, kwargs)
+        return self.by_hand.run(func, args, kwargs)
 
     def see(
         self,
