@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from clearhead.data.preprocessing import BILINEAR, read_words, write_words
@@ -100,6 +100,10 @@ class ImageProcessor:
         A tensor is (height, width) or (channels, height, width), uint8 from 0 to 255 or floats from 0 to 1, which are
         rounded to 256 steps. Grey becomes colour and colour grey, as the model asks; what is transparent is white.
         """
+        return self.normalise(self.frame(picture))
+
+    def frame(self, picture: "str | Path | Image | Tensor") -> UInt8[Tensor, "channels height width"]:
+        """Return a picture of the size and the channels that the model wants, its pixels as they were."""
         from PIL import Image
 
         if isinstance(picture, Tensor):
@@ -111,10 +115,19 @@ class ImageProcessor:
             height, width = _sides(image.height, image.width, self.resize)
             image = image.resize((width, height), resample=Image.Resampling(self.resample))
         pixels = _to_tensor(image)
-        if self.crop is not None:
-            pixels = _middle(pixels, self.crop)
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (self.mean, self.std))
+        return pixels if self.crop is None else _middle(pixels, self.crop)
+
+    def normalise(
+        self, pixels: UInt8[Tensor, "*batch channels height width"]
+    ) -> Float[Tensor, "*batch channels height width"]:
+        """Return framed pixels as the numbers that the model was trained on."""
+        mean, std = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (self.mean, self.std))
         return (pixels.float() * self.scale - mean) / std
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The height and width of every picture that is read, or None where that depends on the picture."""
+        return self.crop if self.crop is not None else self.resize if isinstance(self.resize, tuple) else None
 
 
 # ---------------------------------------------------------------- pixels

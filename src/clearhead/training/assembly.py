@@ -13,11 +13,17 @@ from torch import nn
 from clearhead.checkpoints import build, load, origin
 from clearhead.errors import TrainingError
 from clearhead.training.language import NEXT_TOKEN
+from clearhead.training.pictures import PICTURES
 from clearhead.training.recipe import Recipe
 from clearhead.training.task import Task
 from clearhead.training.texts import HIDDEN_WORDS, LABELS
 
-TASKS: dict[str, Task] = {"classification": LABELS, "masked_words": HIDDEN_WORDS, "next_token": NEXT_TOKEN}
+TASKS: dict[str, Task] = {
+    "classification": LABELS,
+    "masked_words": HIDDEN_WORDS,
+    "next_token": NEXT_TOKEN,
+    "image_classification": PICTURES,
+}
 
 
 def build_model(folder: Path, recipe: Recipe, reader: Any) -> tuple[nn.Module, str | None]:

@@ -43,12 +43,16 @@ class DataSection:
 class ObjectiveSection:
     """What the model learns to do."""
 
-    name: Literal["classification", "masked_words", "next_token"] = "classification"
-    label_smoothing: float = 0.0  # classification
+    name: Literal["classification", "masked_words", "next_token", "image_classification"] = "classification"
+    label_smoothing: float = 0.0  # classification, image_classification
     mask_rate: float = 0.15  # masked_words
+    shift: int = 0  # image_classification: how many pixels a picture moves at most
+    mirror: float = 0.0  # how likely it is mirrored
+    erase: float = 0.0  # how likely a part of it is erased
 
     def __post_init__(self) -> None:
         _check("objective", label_smoothing=0 <= self.label_smoothing < 1, mask_rate=0 < self.mask_rate < 1)
+        _check("objective", shift=self.shift >= 0, mirror=0 <= self.mirror <= 1, erase=0 <= self.erase <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -197,9 +197,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: Sequenc
             found += differences(was, is_, here)
         elif was != is_ and here[0] == "rows":
             found.append(f"the {key} rows (the files, or the tokenizer)")
-        elif was != is_:
+        elif was != is_ and (key in before or is_ != default(here[1:])):  # an older run lacks what is newer than it
             found.append(f"{'.'.join(here[1:])} was {was!r}, is {is_!r}")
     return found
+
+
+def default(path: Sequence[str]) -> Any:
+    """Return what a section's field of the recipe is when nothing is said, as JSON has it."""
+    sections = {field.name: field.type for field in dataclasses.fields(Recipe)}
+    section: Any = sections.get(path[0])
+    fields = {field.name: field.default for field in dataclasses.fields(section)} if len(path) == 2 else {}
+    return fields.get(path[-1])
 
 
 @contextmanager
