@@ -18,6 +18,8 @@ from torch import Tensor
 
 from clearhead.errors import InputError
 
+Length = int | tuple[int, int]  # two for a pair: of the source, and of the target
+
 NOT_ASKED = -100  # the target of a position nobody asks about: cross_entropy's default ignore_index
 
 
@@ -42,7 +44,7 @@ class Source(Protocol):
     """A data set in memory: how long each row is, and rows by number as one batch."""
 
     @property
-    def lengths(self) -> Sequence[int]:
+    def lengths(self) -> Sequence[Length]:
         """How long each row is; rows of similar length share a batch."""
         ...
 
@@ -80,29 +82,34 @@ def collate(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "ba
 
 
 def plan_epoch(
-    lengths: Sequence[int], *, epoch: int, seed: int, batch_size: int | None = None, batch_tokens: int | None = None
+    lengths: Sequence[Length], *, epoch: int, seed: int, batch_size: int | None = None, batch_tokens: int | None = None
 ) -> list[list[int]]:
     """Return the batches of one epoch as lists of row numbers: every row once, similar lengths together, shuffled.
 
     A batch holds `batch_size` rows, or as many as stay within `batch_tokens` ids, padding counted; a row longer than
     that is a batch of its own. The rows are shuffled, sorted by length within pools of 64 batches, cut into batches,
-    and the batches shuffled: a pure function of its arguments.
+    and the batches shuffled: a pure function of its arguments. Pairs are sorted by the source's length, then by the
+    target's, and both of them count.
     """
     assert (batch_size is None) != (batch_tokens is None)
     shuffle = random.Random(f"{seed}/{epoch}")  # seeded by a string, it mixes both (SHA-512)
     rows = list(range(len(lengths)))
     shuffle.shuffle(rows)
-    mean = max(1.0, sum(lengths) / max(1, len(lengths)))
+    sizes = [(length,) if isinstance(length, int) else length for length in lengths]
+    mean = max(1.0, sum(map(sum, sizes)) / max(1, len(sizes)))
     pool = 64 * (batch_size or max(1, int((batch_tokens or 0) / mean)))
     batches = []
     for start in range(0, len(rows), pool):
         batch: list[int] = []
-        for row in sorted(rows[start : start + pool], key=lambda row: lengths[row]):
-            padded = (len(batch) + 1) * lengths[row]  # lengths ascend: this row is the longest so far
+        widest: tuple[int, ...] = ()
+        for row in sorted(rows[start : start + pool], key=lambda row: sizes[row]):
+            widened = tuple(map(max, widest, sizes[row])) if batch else sizes[row]
+            padded = (len(batch) + 1) * sum(widened)
             if len(batch) == batch_size or (batch and batch_tokens is not None and padded > batch_tokens):
                 batches.append(batch)
-                batch = []
+                batch, widened = [], sizes[row]
             batch.append(row)
+            widest = widened
         batches.append(batch)
     shuffle.shuffle(batches)
     return batches

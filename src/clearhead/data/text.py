@@ -81,6 +81,7 @@ class Columns:
     positive:      the probability of the second of two labels
     probabilities: one number a label, as a list in the labels' order or as {label: number}; .jsonl only
     weight:        how much the example counts, 1 if the column is not named
+    target_text:   the text that answers `text`, for a model that writes; beside it there is no other target
     """
 
     text: str = "text"
@@ -88,24 +89,27 @@ class Columns:
     positive: str | None = None
     probabilities: str | None = None
     weight: str | None = None
+    target_text: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.targets) > 1:
-            raise ConfigError(f"columns: expected one target, got {' and '.join(self.targets)}")
+        targets = self.targets + ["target_text"] * (self.target_text is not None)
+        if len(targets) > 1:
+            raise ConfigError(f"columns: expected one target, got {' and '.join(targets)}")
 
     @property
     def targets(self) -> list[str]:
-        """The names of the fields that are targets here."""
+        """The names of the fields that are targets here, of labels."""
         return [name for name in ("label", "positive", "probabilities") if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A text, the probability of every label (none: unlabelled), and how much it counts."""
+    """A text, the probability of every label (none: unlabelled), how much it counts, and the text that answers it."""
 
     text: str
     target: tuple[float, ...] = ()
     weight: float = 1.0
+    target_text: str = ""
 
 
 def read_examples(path: Path | str, columns: Columns, labels: Sequence[str] = ()) -> list[Example]:
@@ -192,7 +196,10 @@ def _example(record: Mapping[str, Any], columns: Columns, labels: Sequence[str])
     elif columns.probabilities is not None:
         target = _probabilities(cell(columns.probabilities), columns.probabilities, labels)
     weight = 1.0 if columns.weight is None else _number(cell(columns.weight), columns.weight)
-    return Example(text=text, target=target, weight=weight)
+    answer = "" if columns.target_text is None else cell(columns.target_text)
+    if columns.target_text is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise InputError(f"column {columns.target_text!r}: expected a text, got {answer!r}")
+    return Example(text=text, target=target, weight=weight, target_text=answer)
 
 
 def _label_index(value: Any, labels: Sequence[str]) -> int:

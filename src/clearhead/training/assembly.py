@@ -13,6 +13,7 @@ from torch import nn
 from clearhead.checkpoints import build, load, origin
 from clearhead.errors import TrainingError
 from clearhead.training.language import NEXT_TOKEN
+from clearhead.training.pairs import ANSWERS
 from clearhead.training.pictures import PICTURES
 from clearhead.training.recipe import Recipe
 from clearhead.training.task import Task
@@ -23,6 +24,7 @@ TASKS: dict[str, Task] = {
     "masked_words": HIDDEN_WORDS,
     "next_token": NEXT_TOKEN,
     "image_classification": PICTURES,
+    "sequence_to_sequence": ANSWERS,
 }
 
 

@@ -9,7 +9,7 @@ Next: `optimizer.py` makes the number smaller, `loop.py` repeats it.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -19,7 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearhead.data.batches import NOT_ASKED, Batch
+from clearhead.data.pairs import PairBatch
 from clearhead.errors import InputError
+from clearhead.models.encoder_decoder import EncoderDecoderConfig
 
 B = TypeVar("B")  # the kind of batch
 
@@ -152,20 +154,70 @@ class NextToken:
         return {**measures, "perplexity": math.exp(min(measures["loss"], 700.0))}
 
 
-def n_asked(batch: Batch) -> float:
+@dataclass(frozen=True, kw_only=True)
+class SequenceToSequence:
+    """Guess every token of the answer from the source and from the answer so far (Sutskever, Vinyals & Le 2014).
+
+    The model is shown the right answer up to there, whatever it would have said itself. `label_smoothing` as for
+    classification, in training only (Vaswani et al. 2017, section 5.4).
+    """
+
+    label_smoothing: float = 0.0
+
+    def prepare(self, batch: PairBatch, generator: torch.Generator | None = None) -> PairBatch:
+        """Return the batch as it is."""
+        return batch
+
+    def count(self, batch: PairBatch) -> float:
+        """Return how many tokens the answers have."""
+        return n_asked(batch)
+
+    def loss(self, model: nn.Module, batch: PairBatch) -> Float[Tensor, ""]:
+        """Return the mean of `-log p(token)`, in nats a token."""
+        return surprise(self._scores(model, batch), batch, self.label_smoothing) / self.count(batch)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[PairBatch]) -> dict[str, float]:
+        """Return the mean loss, how often the likeliest token is the answer's, and in how many rows all of them are."""
+        seen = [0, 0]
+
+        def answers() -> Iterator[tuple[Tensor, PairBatch]]:
+            for batch in batches:
+                scores = self._scores(model, batch)
+                right = (scores.argmax(-1) == batch.targets) | (batch.targets == NOT_ASKED)
+                seen[0] += int(right.all(-1).sum())
+                seen[1] += len(right)
+                yield scores, batch
+
+        measures = measured(answers())
+        return {**measures, "exact": seen[0] / max(1, seen[1])}
+
+    def _scores(self, model: nn.Module, batch: PairBatch) -> Tensor:
+        """Return the scores of every answer's tokens; what is read begins with the model's start token."""
+        config = model.config
+        assert isinstance(config, EncoderDecoderConfig)
+        read = batch.targets.roll(1, dims=-1).masked_fill(batch.targets.roll(1, dims=-1) == NOT_ASKED, config.pad_id)
+        read[:, 0] = config.start_id
+        scores: Tensor = model(batch.tokens, read, batch.lengths)
+        return scores
+
+
+def n_asked(batch: Batch | PairBatch) -> float:
     """Return how many positions have a target."""
     assert batch.targets is not None
     return float((batch.targets != NOT_ASKED).sum())
 
 
-def surprise(scores: Float[Tensor, "batch time vocab"], batch: Batch) -> Float[Tensor, ""]:
+def surprise(
+    scores: Float[Tensor, "batch time vocab"], batch: Batch | PairBatch, label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Return the sum of `-log p(target)` over the positions asked about, in float32."""
     assert batch.targets is not None
     scores, targets = scores.float().flatten(0, 1), batch.targets.flatten()
-    return F.cross_entropy(scores, targets, ignore_index=NOT_ASKED, reduction="sum")
+    return F.cross_entropy(scores, targets, ignore_index=NOT_ASKED, reduction="sum", label_smoothing=label_smoothing)
 
 
-def measured(answers: Iterable[tuple[Tensor, Batch]]) -> dict[str, float]:
+def measured(answers: Iterable[tuple[Tensor, Batch | PairBatch]]) -> dict[str, float]:
     """Return the mean surprise over the positions asked about, and how often the likeliest token is the target."""
     total, asked, right = 0.0, 0.0, 0
     for scores, batch in answers:

@@ -43,8 +43,10 @@ class DataSection:
 class ObjectiveSection:
     """What the model learns to do."""
 
-    name: Literal["classification", "masked_words", "next_token", "image_classification"] = "classification"
-    label_smoothing: float = 0.0  # classification, image_classification
+    name: Literal["classification", "masked_words", "next_token", "image_classification", "sequence_to_sequence"] = (
+        "classification"
+    )
+    label_smoothing: float = 0.0  # classification, image_classification, sequence_to_sequence
     mask_rate: float = 0.15  # masked_words
     shift: int = 0  # image_classification: how many pixels a picture moves at most
     mirror: float = 0.0  # how likely it is mirrored
@@ -133,6 +135,8 @@ class Recipe:
             raise ConfigError(
                 "classification needs [model] labels and a target in [data.columns]: label, positive or probabilities"
             )
+        if self.objective.name == "sequence_to_sequence" and self.data.columns.target_text is None:
+            raise ConfigError("sequence_to_sequence needs target_text in [data.columns]: which column is the answer?")
         if self.training.keep == "best" and not self.data.valid:
             raise ConfigError("[training] keep = 'best' needs [data] valid: best on what?")
 
