@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
 
-from clearhead.cli.reading import Reading
+from clearhead.cli.reading import Asked, open_watched
 from clearhead.explorer.terminal import show
 
 TEXT = "attention is not too shabby"
@@ -20,7 +20,7 @@ TEXT = "attention is not too shabby"
 
 def main() -> None:
     """Draw it."""
-    reading = Reading(TEXT, "sentiment", query="shabby", layer=None, head=None)
+    reading = open_watched("see", "sentiment").read(TEXT, Asked(query="shabby"))
     console = Console(
         record=True, file=io.StringIO(), force_terminal=True, color_system="truecolor", width=96, legacy_windows=False
     )

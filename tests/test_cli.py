@@ -645,11 +645,6 @@ def test_colour_is_for_terminals_that_want_it(changes: dict[str, str], coloured:
     assert ("\x1b" in printed) is coloured
 
 
-if __name__ == "__main__":  # see test_help_is_what_was_decided
-    for page in ([], *([command] for command in COMMANDS)):
-        main([*page, "--help"])
-
-
 def test_see_and_derive_read_a_gpt_with_its_causal_mask(folder: Path, tmp_path: Path, capsys: Any) -> None:
     from clearhead import GPTConfig, GPTForCausalLM, save
 
@@ -678,10 +673,6 @@ def test_see_and_derive_read_a_gpt_with_its_causal_mask(folder: Path, tmp_path: 
     assert seen["map"][place] == pytest.approx(weights, abs=1e-6)
 
 
-def test_see_of_a_model_that_reads_no_text_is_a_sentence(tmp_path: Path, capsys: Any) -> None:
-    from clearhead import ViTConfig, ViTForImageClassification, save
-
-    config = ViTConfig(image_size=(8, 8), patch_size=4, d_model=16, n_heads=2, n_layers=1, d_ff=16, labels=("a", "b"))
-    save(ViTForImageClassification(config), tmp_path / "vit", family="vit")
-    assert main(["see", "hello", "--model", str(tmp_path / "vit")]) == 1
-    assert "expected a model that reads one text" in capsys.readouterr().err
+if __name__ == "__main__":  # see test_help_is_what_was_decided
+    for page in ([], *([command] for command in COMMANDS)):
+        main([*page, "--help"])

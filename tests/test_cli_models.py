@@ -5,6 +5,7 @@ Tiny random models, whose answers mean nothing.
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -332,3 +333,86 @@ def test_a_picture_that_is_not_there_and_one_for_a_model_of_texts(
     assert (missing.code, missing.out) == (1, "") and "9.png: no such file" in missing.err
     wrong = call("classify", photos / "1.png", "--model", "sentiment")
     assert (wrong.code, wrong.out) == (1, "") and "is a picture, and sentiment labels texts" in wrong.err
+
+
+# ---------------------------------------------------------------- derive and see, on every kind
+
+
+def weights_of(derived: dict[str, Any]) -> list[float]:
+    """Return what step 6 came to."""
+    return next(step["tensors"]["weights"]["values"] for step in derived["steps"] if step["name"] == "softmax")
+
+
+@pytest.mark.parametrize("verb", ["derive", "see"])
+def test_several_texts_are_read_one_by_one_as_each_alone(
+    verb: str, call: Any, places: dict[str, Path], tmp_path: Path
+) -> None:
+    options = ("--model", places["gpt"], "--json")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    together = call(verb, *options, "--file", tmp_path / "texts.txt")
+    assert together.out == "".join(call(verb, text, *options).out for text in TEXTS)
+    assert call(verb, *TEXTS, *options).out == together.out
+    assert call(verb, *options, stdin="\n".join(TEXTS).encode()).out == together.out
+    people = call(verb, *TEXTS, "--model", places["gpt"]).out
+    assert all(f"{text}\n\nWhat " in people for text in TEXTS)
+
+
+def test_a_patch_looks_at_patches(call: Any, places: dict[str, Path], photos: Path) -> None:
+    options = (photos / "1.png", "--model", places["vit"], "--layer", 1, "--head", 2)
+    derived, seen = (call(verb, *options, "--json", "--query", "2,1").json[0] for verb in ("derive", "see"))
+    assert seen["file"] == derived["file"] == str(photos / "1.png")
+    assert seen["tokens"] == ["class", *(f"{row},{column}" for row in range(4) for column in range(4))]
+    assert seen["query"] == derived["query"] == 1 + 2 * 4 + 1
+    assert weights_of(derived) == pytest.approx(seen["weights"], abs=1e-6)
+    assert call("see", *options, "--json", "--query", "9").json[0] == seen
+    model, processor = load(places["vit"]), ImageProcessor.load(places["vit"])
+    outputs: list[torch.Tensor] = []
+    model.vit.blocks[1].attention.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        model(processor.read(photos / "1.png")[None])
+    found = derived["steps"][7]["tensors"]["output"]["values"]
+    assert found == pytest.approx(outputs[0][0, derived["query"]].tolist(), abs=1e-4)
+    assert call("see", *options, "--json").json[0]["query"] == 0  # the class token: the picture as a whole
+    page = call("see", *options, "--query", "2,1").out
+    assert page.startswith("What 2,1 looks at") and re.search(r"^  ..\[\]....$", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("query", ["4,0", "16", "cat", "-1"])
+def test_a_patch_that_is_not_there(query: str, call: Any, places: dict[str, Path], photos: Path) -> None:
+    done = call("see", photos / "1.png", "--model", places["vit"], "--query", query)
+    assert (done.code, done.out) == (1, "")
+    assert "expected row,column from 0,0 to 3,3, or a number from 0 to 15, or class" in done.err
+
+
+def test_what_is_written_looks_at_the_source(call: Any, places: dict[str, Path], tokenizer: Tokenizer) -> None:
+    source, target = TEXTS[0], TEXTS[1]
+    options = (source, "--model", places["pair"], "--target", target, "--query", "quick", "--layer", 1, "--head", 3)
+    derived, seen = (call(verb, *options, "--json").json[0] for verb in ("derive", "see"))
+    assert (seen["text"], seen["target"]) == (source, target)
+    assert derived["memory_tokens"] == seen["source_tokens"] == tokenizer.encode(source).pieces
+    assert weights_of(derived) == pytest.approx(seen["weights"], abs=1e-6)
+    assert len(seen["weights"]) == len(seen["source_tokens"])
+    # The row is the one from which the word is written: the decoder has read what stands before it.
+    written = tokenizer.encode(target).ids
+    assert tokenizer.backend.id_to_token(written[derived["query"]]).strip("Ġ") == "quick"
+    model, outputs = load(places["pair"]), []
+    attention = model.decoder.blocks[1].cross_attention
+    attention.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        model(torch.tensor([tokenizer.encode(source).ids]), torch.tensor([[model.config.start_id, *written[:-1]]]))
+    found = derived["steps"][7]["tensors"]["output"]["values"]
+    assert found == pytest.approx(outputs[0][0, derived["query"]].tolist(), abs=1e-4)
+
+
+def test_without_a_target_the_models_own_is_looked_from(call: Any, places: dict[str, Path]) -> None:
+    own = call("translate", TEXTS[0], "--model", places["pair"], "--json").json[0]["written"]
+    (seen,) = call("see", TEXTS[0], "--model", places["pair"], "--json").json
+    assert seen["target"] == own
+    page = call("see", TEXTS[0], "--model", places["pair"], "--target", TEXTS[1]).out
+    assert page.startswith(f"{TEXTS[0]} -> {TEXTS[1]}\n\nWhat fox looks at in the source")
+
+
+def test_a_target_is_for_encoder_decoders(call: Any, places: dict[str, Path], photos: Path) -> None:
+    for argv in ((TEXTS[0], "--model", places["gpt"]), (photos / "1.png", "--model", places["vit"])):
+        done = call("see", *argv, "--target", "x")
+        assert (done.code, done.out) == (1, "") and "--target is for encoder-decoders" in done.err

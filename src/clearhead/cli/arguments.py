@@ -12,7 +12,6 @@ from clearhead.cli.output import refuse
 HARDEST = "(default: where WORD looks hardest at another word)"
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
-Text = Annotated[str, arg(metavar="TEXT")]
 Texts = Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="(default: standard input)")]
 Sounds = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
@@ -20,9 +19,19 @@ Model = Annotated[str, arg(metavar="MODEL")]
 Sorter = Annotated[
     str | None, arg(metavar="MODEL", help_behavior_hint="(default: sentiment for texts, pictures for pictures)")
 ]
+Watched = Annotated[
+    str | None,
+    arg(
+        metavar="MODEL",
+        help_behavior_hint="(default: sentiment; for pictures: pictures; with --target: pronounce)",
+    ),
+]
+Target = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="(default: what it writes itself)")]
 Labels = Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: the likeliest; with --json all)")]
 Threads = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as PyTorch decides)")]
-Word = Annotated[str | None, arg(metavar="WORD", help_behavior_hint="(default: the last content word)")]
+Word = Annotated[
+    str | None, arg(metavar="WORD", help_behavior_hint="(default: the last content word; the picture as a whole)")
+]
 Place = Annotated[int | None, arg(metavar="N", help_behavior_hint=HARDEST)]
 Recipe = Annotated[Path, arg(metavar="RECIPE")]
 Data = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the recipe's own)")]

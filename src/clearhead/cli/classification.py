@@ -4,7 +4,6 @@ A text longer than the model reads at once is read in windows to its end, and th
 much of the text it holds.
 """
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from clearhead.cli.arguments import at_least_1
-from clearhead.cli.inputs import arriving
+from clearhead.cli.inputs import arriving, is_picture
 from clearhead.cli.output import Progress, columns, dump, is_for_eyes, one_line
 from clearhead.errors import InputError
 
@@ -66,21 +65,6 @@ def run(
             sys.stdout.flush()
     if not isinstance(labeller, Labeller):
         labeller.finish()
-
-
-def is_picture(text: str) -> bool:
-    """Return whether an argument is a picture rather than a text: a file named like one, or a folder that holds one."""
-    try:
-        exists = Path(text).exists()
-    except (OSError, ValueError):  # too long for a name, or with a character that none has
-        return False
-    if not exists and not re.fullmatch(r"\S+\.\w{3,4}", text):
-        return False
-    from clearhead.data.images import is_image
-
-    if Path(text).is_dir():
-        return any(map(is_image, Path(text).rglob("*")))
-    return is_image(text)
 
 
 def as_line_of_json(answer: Answer) -> str:

@@ -26,10 +26,11 @@ from clearhead.cli.arguments import (
     Rounding,
     Sorter,
     Start,
-    Text,
+    Target,
     Texts,
     Threads,
     Vectors,
+    Watched,
     Weights,
     Word,
 )
@@ -167,55 +168,65 @@ def translate(
 
 
 def derive(
-    text: Positional[Text],
+    texts: Positional[Texts] = (),
     /,
     *,
+    file: Files = (),
     query: Word = None,
     layer: Place = None,
     head: Place = None,
-    model: Model = "sentiment",
+    target: Target = None,
+    model: Watched = None,
     json: Flag = False,
     source: Flag = False,
 ) -> None:
     """Derive attention in eight steps, with the numbers of this text.
 
     Args:
-        text: The text to read.
-        query: The word that looks around.
+        texts: One argument is one text, or one picture.
+        file: Read these, one text a line, or one picture's name; - is standard input.
+        query: The word that looks around; of a picture a patch, by row,column or number.
         layer: The layer, counted from 0.
         head: The head, counted from 0.
+        target: What an encoder-decoder writes while it looks at the text.
         model: A shipped default (clearhead models), a checkpoint folder or a hub name.
-        json: Print one object: {"text", "tokens", "layer", "head", "query", "steps"}.
+        json: Print {"text", "tokens", "layer", "head", "query", "steps"} for every text, one object a line.
         source: Show the lines of clearhead that computed each step.
     """
-    from clearhead.cli import derivation
+    from clearhead.cli import watching
 
-    derivation.run(text, query=query, layer=layer, head=head, model=model, as_json=json, source=source)
+    asked = {"query": query, "layer": layer, "head": head, "target": target}
+    watching.derive(texts, file, asked=asked, model=model, as_json=json, source=source)
 
 
 def see(
-    text: Positional[Text],
+    texts: Positional[Texts] = (),
     /,
     *,
+    file: Files = (),
     query: Word = None,
     layer: Place = None,
     head: Place = None,
-    model: Model = "sentiment",
+    target: Target = None,
+    model: Watched = None,
     json: Flag = False,
 ) -> None:
     """Show every head as a small map, and what a word looks at.
 
     Args:
-        text: The text to read.
-        query: The word that looks around.
+        texts: One argument is one text, or one picture.
+        file: Read these, one text a line, or one picture's name; - is standard input.
+        query: The word that looks around; of a picture a patch, by row,column or number.
         layer: The layer to look at closely, counted from 0.
         head: The head to look at closely, counted from 0.
+        target: What an encoder-decoder writes while it looks at the text.
         model: A shipped default (clearhead models), a checkpoint folder or a hub name.
-        json: Print one object instead.
+        json: Print one object a line instead.
     """
-    from clearhead.cli import seeing
+    from clearhead.cli import watching
 
-    seeing.run(text, query=query, layer=layer, head=head, model=model, as_json=json)
+    asked = {"query": query, "layer": layer, "head": head, "target": target}
+    watching.see(texts, file, asked=asked, model=model, as_json=json)
 
 
 def train(

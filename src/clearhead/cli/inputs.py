@@ -5,6 +5,7 @@ batches. A file that cannot be opened is refused before the first answer; one wi
 over, unless nothing else was given.
 """
 
+import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,21 @@ def read(path: Path, *, alone: bool) -> Iterator[list[str]]:
         if alone:
             raise InputError(f"{empty}: expected one text a line")
         note(f"{empty}, and passed over")
+
+
+def is_picture(text: str) -> bool:
+    """Return whether an argument is a picture rather than a text: a file named like one, or a folder that holds one."""
+    try:
+        exists = Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a character that none has
+        return False
+    if not exists and not re.fullmatch(r"\S+\.\w{3,4}", text):
+        return False
+    from clearhead.data.images import is_image
+
+    if Path(text).is_dir():
+        return any(map(is_image, Path(text).rglob("*")))
+    return is_image(text)
 
 
 class Lines:
