@@ -31,8 +31,8 @@ PUBLIC = """
     EncoderDecoderConfig FeedForward GPT GPTConfig GPTForCausalLM GatedFeedForward InputError Interrupted KVCache
     LayerCache LearnedPositions Mask MissingExtra MultiHeadAttention Order RMSNorm Recording RelativeBias Rotary
     RotaryConfig ShapeError SinusoidalPositions Tokenizer TrainingError ViT ViTConfig ViTForImageClassification
-    WatchError attend attention_map classify derive edit effect embed fastest find find_word generate load pack
-    post_norm pre_norm run_recipe save watch with_head
+    WatchError attend attention_map classify derive edit effect embed fastest find find_word generate load
+    open_recording pack post_norm pre_norm run_recipe save watch with_head
 """.split()
 
 # Imported only by the rooms that use them: a person who wants attend() should not wait for a terminal library, nor

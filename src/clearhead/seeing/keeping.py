@@ -64,6 +64,7 @@ class Keeper:
         self.growing: dict[tuple[int, str], Growing] = {}  # by layer and field
         self.rules: list[tuple[Rule, Sequence[int], Rule]] = []  # given, rows, as it is kept: the latest few
 
+    @torch.inference_mode(False)  # a buffer that grows is written to by forwards of either kind
     @torch.no_grad()
     def keep(self, layer: int, call: Call, dtype: torch.dtype) -> Call | None:
         """Return the call with copies, in `dtype` where no other was asked for; None where none of its rows was.

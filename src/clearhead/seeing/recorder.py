@@ -24,7 +24,9 @@ from clearhead.seeing.memory import NoRoom, place
 from clearhead.seeing.recognition import Masks, recognise
 from clearhead.seeing.recording import Recording
 from clearhead.seeing.rule import Rule
+from clearhead.seeing.saving import finish
 from clearhead.seeing.sighting import Sighting
+from clearhead.seeing.store import File
 from clearhead.seeing.whereabouts import Whereabouts, standing_beside
 
 
@@ -47,7 +49,8 @@ def watch(
     `layers` keeps only some layers, by number in the order they run or by module name (`"decoder.*"`); `heads` only
     some heads of each; `rows` only some queries of each call, by a slice (`slice(-1000, None)`) or by position. Queries
     and keys are copied in the dtype the kernel read, or in `dtype`: maps are then of that precision. Copies stay on the
-    model's device, or go `to="cpu"`.
+    model's device, or go `to="cpu"`, or to the file that is named, which `open_recording` opens later; `to="disk"` is a
+    file that lasts as long as the recording.
 
     `nbytes` of the recording says how much that came to. What would take more than `budget` bytes, or than may safely
     be used, is not recorded and is listed in `seen.unseen`; the model runs on. It is not kept alive by the recording.
@@ -120,6 +123,11 @@ class Recorder(Whereabouts):
         """Let go of what only a running model needs."""
         self.keeper.finish()
         self.masks.clear()
+        if isinstance(file := self.keeper.place, File):
+            if self.recording.calls:
+                finish(self.recording, file)
+            else:
+                file.drop()
 
     def keep_gradient(self, call: Call, gradient: Tensor) -> None:
         """Keep the gradient by a call's output, once it is known."""

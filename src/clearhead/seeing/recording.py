@@ -4,8 +4,10 @@ A layer is a place in the model where attention happened, numbered in the order 
 call to it. Positions count from 0, heads as in the model. Next: `questions.py`, what can be asked of it.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -69,6 +71,7 @@ class Recording(Questions):
         self.skipped: set[int] = set()  # layers that `layers=` left out
         self.ran: dict[str, Ran] = {}
         self.refused: dict[str, str] = {}
+        self.words: list[str] | None = None  # of the text, where somebody said them
         self.n_forwards = 0  # of the outermost module that was watched
         self.settle: Callable[[], None] = _nothing  # waits for copies that are on their way
         self.outside = 0  # fused calls from outside the watched model
@@ -135,6 +138,15 @@ class Recording(Questions):
         """Return the memory the recording takes; keys that calls share, and masks, are counted once."""
         calls = [call for calls in self.calls.values() for call in calls]
         return taken(calls) + sum({id(call.rule): call.rule.nbytes for call in calls}.values())
+
+    def save(self, path: str | os.PathLike[str], *, words: Sequence[str] | None = None) -> None:
+        """Write the recording to one file, which `open_recording` opens; `words` of the text may go with it.
+
+        The file appears whole or not at all, in the place of one that was there.
+        """
+        from clearhead.seeing.saving import save
+
+        save(self, Path(path), words)
 
     def call(self, layer: int | str, call: int = -1) -> Call:
         """Return one call of a layer as it was recorded."""
