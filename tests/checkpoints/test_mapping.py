@@ -1,7 +1,10 @@
 """The mapping engine: what it writes it reads back, and it accounts for every tensor."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -148,3 +151,13 @@ def test_quantised_tensors_are_refused() -> None:
 def test_a_tensor_without_a_rule_is_not_dropped() -> None:
     with pytest.raises(CheckpointError, match=r"no place for 'ours.extra'"):
         write_tensors(NORM, {**OURS, "ours.extra": ONES}, 1)
+
+
+def test_opening_a_checkpoint_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+    # 2 to 4 seconds, which torch.cat of tensors on "meta" costs
+    from clearhead.checkpoints import save
+    from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+
+    save(GPTForCausalLM(GPTConfig(vocab_size=20, d_model=16, n_heads=2, n_layers=1, d_ff=32)), tmp_path, family="gpt2")
+    code = f"import sys, clearhead; clearhead.load({str(tmp_path)!r}); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -24,7 +24,7 @@ Depths = int | tuple[int, ...]  # how many layers {i} stands for, or {i} and {j}
 
 @dataclass(frozen=True)
 class Op:
-    """Two inverse functions: one tensor of theirs to one or more of ours, and back. They also run on shapes alone."""
+    """Two inverse functions: one tensor of theirs to one or more of ours, and back. Also run on shapes, of integers."""
 
     read: Callable[[Tensor], tuple[Tensor, ...]]
     write: Callable[[tuple[Tensor, ...]], Tensor]
@@ -113,7 +113,7 @@ def read_tensors(
     rules = _rules_for(table, like, n_layers)
     found = _find(table, source, [rule.theirs for rule in rules], n_layers)
     for rule in rules:
-        name, expected = found[rule.theirs], rule.op.write(tuple(like[ours].to("meta") for ours in _names(rule))).shape
+        name, expected = found[rule.theirs], rule.op.write(tuple(_shape_of(like[ours]) for ours in _names(rule))).shape
         if source.shapes[name] != tuple(expected):
             raise CheckpointError(
                 f"{source.file(name)}: tensor {name!r} has shape {source.shapes[name]}, expected {tuple(expected)} "
@@ -127,7 +127,18 @@ def read_tensors(
                 f"{source.file(name)}: tensor {name!r} holds {tensor.dtype}, expected floating-point numbers: "
                 f"quantised checkpoints are not read, look for the model it was made from"
             )
-        yield from zip(_names(rule), (part.contiguous() for part in rule.op.read(tensor)), strict=True)
+        yield from zip(_names(rule), map(_kept, rule.op.read(tensor)), strict=True)
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """Return what has the shape of `tensor` and takes no memory; on "meta", torch.cat imports torch's compiler."""
+    return torch.zeros((), dtype=torch.int8).expand(tensor.shape)
+
+
+def _kept(part: Tensor) -> Tensor:
+    """Return `part` as a model keeps it: a large one stays in the file's map, a small one must not hold that open."""
+    small = part.numel() < 2**16
+    return part.clone(memory_format=torch.contiguous_format) if small else part.contiguous()
 
 
 def write_tensors(table: Table, tensors: Mapping[str, Tensor], n_layers: Depths) -> dict[str, Tensor]:

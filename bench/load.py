@@ -1,0 +1,122 @@
+"""Opening a checkpoint of 500 MB: seconds and memory against reading the file, and against transformers.
+
+    python bench/load.py [--rounds 5] [--text novels]
+
+GPT-2 124M in float32, random weights, in one file and in four shards. Every run is a new process; its clock starts
+when everything is imported and stops when every weight has been looked at once, as a map of a file costs nothing until
+then. Memory is what the process held at most, less what it held before. Then, with --text, process start to first
+token: a shipped default or a folder with a tokenizer, on the command line here and by transformers there.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measure import machine, peer, ratios
+
+from clearhead.checkpoints import find
+
+READING = "reading the file"
+CLOCK = """
+import resource, sys, time
+def held(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+{imports}
+before, start = held(), time.perf_counter()
+{open}
+print("MEASURED", time.perf_counter() - start, held() - before)
+"""
+LOOK = "sum(float(p.sum()) for p in model.parameters())"
+READ = """
+import glob
+for path in glob.glob({folder!r} + "/*.safetensors"):
+    with open(path, "rb") as file:
+        while file.read(1 << 24): pass
+"""
+WAYS = {
+    READING: ("import torch", READ),
+    "clearhead.load": ("import torch, clearhead, clearhead.checkpoints", "model = clearhead.load({folder!r})\n" + LOOK),
+    "transformers": (
+        "import torch, transformers; transformers.GPT2LMHeadModel",
+        "model = transformers.AutoModelForCausalLM.from_pretrained({folder!r})\n" + LOOK,
+    ),
+}
+FIRST = """
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer, model = AutoTokenizer.from_pretrained({folder!r}), AutoModelForCausalLM.from_pretrained({folder!r})
+given = tokenizer("It was a dark", return_tensors="pt")
+print(tokenizer.decode(model.generate(input_ids=given.input_ids, max_new_tokens=1, do_sample=False)[0]))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--text", default="novels", help="a default or a folder that writes text; '' leaves it out")
+    asked = parser.parse_args()
+    print(machine())
+    theirs = peer("transformers", "transformers")
+    with tempfile.TemporaryDirectory() as folder:
+        for shards, size in (("one file", "5GB"), ("four shards", "140MB")):
+            place = str(Path(folder) / shards.replace(" ", "-"))
+            publish(place, size)
+            ways = {name: ["-c", CLOCK.format(imports=i, open=o.format(folder=place))] for name, (i, o) in WAYS.items()}
+            if theirs is None:
+                del ways["transformers"]
+            table(f"500 MB in {shards}", ways, READING, asked.rounds)
+    if asked.text:
+        place = str(find(asked.text))
+        ours = ["-m", "clearhead.cli", "generate", "It was a dark", "--max-new-tokens", "1", "--model", place]
+        ways = {"clearhead generate": ours} | ({"transformers": ["-c", FIRST.format(folder=place)]} if theirs else {})
+        table(f"process start to first token of {asked.text}", ways, list(ways)[-1], asked.rounds)
+
+
+def publish(folder: str, shard_size: str) -> None:
+    """Write the checkpoint, in a process of its own that gives the memory back."""
+    code = (
+        "import transformers, sys; transformers.set_seed(0); "
+        "transformers.GPT2LMHeadModel(transformers.GPT2Config()).save_pretrained(sys.argv[1], "
+        "max_shard_size=sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, folder, shard_size], check=True, capture_output=True)
+
+
+def table(title: str, ways: dict[str, list[str]], baseline: str, rounds: int) -> None:
+    """Run every way in turn, the first turn thrown away, and print a line for each."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, rounds):
+        for name, way in ways.items():
+            took, held = run(way)
+            if turn >= 0:
+                seconds[name].append(took)
+                memory[name].append(held)
+    print(f"\n{title}\n{'':20}  {'seconds':>7}  {'MiB':>6}  {'of baseline':>11}  {'(min-max)':>11}")
+    for name in ways:
+        middle, low, high = (1 / each for each in ratios(seconds, name, baseline))
+        took, held = statistics.median(seconds[name]), statistics.median(memory[name])
+        print(f"{name:20}  {took:7.3f}  {held:6.0f}  {middle:10.2f}x  ({high:4.2f}-{low:4.2f})")
+
+
+def run(way: list[str]) -> tuple[float, float]:
+    """Return what the process measured of itself, or else its whole time and the most it held, in MiB."""
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *way], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=quiet)
+    assert process.stdout is not None
+    said = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.perf_counter() - start
+    if status != 0:
+        sys.exit(f"{Path(sys.executable).name} {' '.join(way)} failed:\n{said}")
+    measured = next((line.split()[1:] for line in said.splitlines() if line.startswith("MEASURED")), None)
+    return (float(measured[0]), float(measured[1])) if measured else (took, usage.ru_maxrss / 1024)
+
+
+if __name__ == "__main__":
+    main()
