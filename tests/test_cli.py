@@ -250,6 +250,46 @@ def test_bf16_computes_in_bf16_or_says_why_not(call: Call, folder: Path) -> None
     assert "not in bf16" in done.err if rounded == before else done.err == ""
 
 
+class Screen(io.TextIOWrapper):
+    """A terminal that a person reads, or a file."""
+
+    name, mode = "screen", "w"
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    @property
+    def text(self) -> str:
+        return self.buffer.getvalue().decode()
+
+
+def test_who_waits_sees_how_many_are_done_and_is_left_with_a_clean_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clearhead.cli.output import Progress, note
+
+    monkeypatch.setattr(Progress, "LATE", -1.0)
+    monkeypatch.setattr(Progress, "BETWEEN", -1.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stderr", screen := Screen(terminal=True))
+    monkeypatch.setattr(sys, "stdout", Screen(terminal=False))  # answers go to a file
+    with Progress("texts") as progress:
+        progress.advance(1200)
+        assert re.search(r"\r\x1b\[K1,200 texts, [\d,.]+ a second$", screen.text)
+        note("a remark")
+        assert screen.text.endswith("\r\x1b[Kclearhead: a remark\n")
+        progress.advance()
+    assert screen.text.endswith("a second\r\x1b[K")
+    monkeypatch.setattr(sys, "stdout", Screen(terminal=True))  # answers are seen coming
+    before = screen.text
+    with Progress("texts") as progress:
+        progress.advance()
+    assert screen.text == before
+
+
 # ---------------------------------------------------------------- what cannot be done is one sentence
 
 

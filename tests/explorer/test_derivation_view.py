@@ -39,7 +39,17 @@ def test_the_table_holds_the_weights_of_the_derivation() -> None:
     assert rows["##bby"][3:] == ["-"] * 5, "what comes later may not be looked at"
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("width", [36, 50, 70, 120])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(width: int, terminal: bool) -> None:
+    derivation = derived("attention is not too sha ##bby".split(), 5)
+    text = printed(derivation, width=width, terminal=terminal)
+    assert "…" not in text.replace("o_i^0 …", "").replace("[o_i^0", "").replace("0 …", "").replace("… o_i", "")
+    for j in range(6):
+        assert f"{derivation['weights'][j]:.3f}" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_a_pipe_gets_plain_lines_that_fit(width: int) -> None:
     text = printed(derived(["[bold]", ":smile:", "[/]", "extraordinarily-long-word"], 3), width=width)
     assert "\x1b" not in text

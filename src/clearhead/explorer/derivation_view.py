@@ -3,7 +3,7 @@
 Shades and bars where the output is a terminal; plain aligned text where it goes into a pipe or a file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,15 @@ LONGEST_WORD = 16
 BAR = 12  # columns of the bar of a weight of 1
 MOST_WORDS = 24  # of a long text only those with the largest weights are listed
 TITLES = ("1 cosine", "2 |v|", "3 1/T", "4 q·k", "5 z", "6 w", "7 w|v|")
+FIRST_TO_GO = (
+    "",
+    "3 1/T",
+    "5 z",
+    "2 |v|",
+    "7 w|v|",
+    "1 cosine",
+    "4 q·k",
+)  # columns that a narrow terminal does without
 
 
 def show(derivation: Derivation, console: "Console", *, source: bool = False, heading: str = "") -> None:
@@ -45,9 +54,9 @@ def show(derivation: Derivation, console: "Console", *, source: bool = False, he
                 console.print(line, soft_wrap=True)
         if step.name == "one head":
             console.print()
-            console.print(_words(derivation, bars=console.is_terminal))
+            console.print(_words(derivation, width=console.width, bars=console.is_terminal))
         console.print()
-    console.print(_heads(derivation, bars=console.is_terminal))
+    console.print(_heads(derivation, width=console.width, bars=console.is_terminal))
 
 
 def _step(number: int, step: Step, width: int) -> Iterator["Text"]:
@@ -76,8 +85,13 @@ def _source(step: Step) -> Iterator["Text"]:
         yield Text.assemble((f"{indent}{number:>4}  ", "dim"), line)
 
 
-def _words(derivation: Derivation, *, bars: bool) -> "Table":
-    """Return one row a word, one column a step: what steps 1 to 7 say of each word, for the word that asks."""
+def _words(derivation: Derivation, *, width: int, bars: bool) -> "Table":
+    """Return one row a word, one column a step: what steps 1 to 7 say of each word, for the word that asks.
+
+    Where the terminal is narrow the bars go first, then the columns that follow from others.
+    """
+    from rich.text import Text
+
     weights, allowed = derivation["weights"], derivation["allowed"]
     x = derivation["x"]
     seen = derivation.steps[0].tensors.get("memory", x)
@@ -86,7 +100,7 @@ def _words(derivation: Derivation, *, bars: bool) -> "Table":
     columns = (cosines, lengths, allowed / allowed.sum(), derivation["scores"], derivation["scaled"], weights)
     listed = sorted(weights.argsort(descending=True)[:MOST_WORDS].tolist())
 
-    table = _table("word", *TITLES, *[""] * bars)
+    rows: list[list[Text]] = []
     for j in listed:
         weight = weights[j].item()
         word = derivation.memory_words[j] + (" *" if seen is x and j == derivation.query else "")
@@ -94,23 +108,40 @@ def _words(derivation: Derivation, *, bars: bool) -> "Table":
         cells = [_aligned(number, 3 if title.endswith(("1/T", "w")) else 2) for title, number in zip(TITLES, numbers)]
         if not allowed[j]:
             cells[2:] = ["-"] * len(cells[2:])
-        table.add_row(_word(word, weight, shaded=bars), *cells, *[_bar(weight)] * bars)
+        rows.append([_word(word, weight, shaded=bars), *map(Text, cells), *[_bar(weight)] * bars])
     if left_out := len(weights) - len(listed):
         rest = weights.sum().item() - weights[listed].sum().item()
-        table.add_row(f"{left_out} others", *[""] * 5, _aligned(rest, 3), "", *[""] * bars)
-    return table
+        cells = [f"{left_out} others", *[""] * 5, _aligned(rest, 3), "", *[""] * bars]
+        rows.append([*map(Text, cells)])
+    return _fitted(["word", *TITLES, *[""] * bars], rows, width)
 
 
-def _heads(derivation: Derivation, *, bars: bool) -> "Table":
+def _heads(derivation: Derivation, *, width: int, bars: bool) -> "Table":
     """Return what step 8 puts together: what each head looks at most, and the length of what it adds."""
+    from rich.text import Text
+
     lengths = derivation["added"].norm(dim=-1)
     weights, places = derivation["all_weights"].max(dim=-1)
-    table = _table("head", "looks most at", "w", "adds", *[""] * bars, left=2)
+    rows: list[list[Text]] = []
     for head, (weight, place, length) in enumerate(zip(weights.tolist(), places.tolist(), lengths.tolist())):
         word = _word(derivation.memory_words[place], weight, shaded=False)
         name = f"{head} *" if head == derivation.head else f"{head}  "
         bar = [_bar(length / lengths.max().item())] * bars
-        table.add_row(name, word, _aligned(weight, 3), _aligned(length), *bar)
+        rows.append([Text(name), word, Text(_aligned(weight, 3)), Text(_aligned(length)), *bar])
+    return _fitted(["head", "looks most at", "w", "adds", *[""] * bars], rows, width, left=2)
+
+
+def _fitted(titles: Sequence[str], rows: Sequence[Sequence["Text"]], width: int, left: int = 1) -> "Table":
+    """Return a table of the columns that fit into `width`, two blanks between them; the first `left` are words."""
+    wide = [max(len(title), *(row[i].cell_len for row in rows)) for i, title in enumerate(titles)]
+    kept = list(range(len(titles)))
+    for title in FIRST_TO_GO:
+        if sum(wide[i] + 2 for i in kept) - 2 <= width:
+            break
+        kept = [i for i in kept if titles[i] != title]
+    table = _table(*(titles[i] for i in kept), left=left)
+    for row in rows:
+        table.add_row(*(row[i] for i in kept))
     return table
 
 
