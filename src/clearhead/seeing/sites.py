@@ -78,15 +78,13 @@ OWN = TorchsOwn()
 class FusedCalls(TorchFunctionMode):
     """Report every attention call of this thread to `report`; everything else passes by untouched.
 
-    `refuse` is told why a call that was attention cannot be reported. `texts` says how many texts the running module
-    was given, by which batch and heads are told apart where a model has them on one axis.
+    `refuse` is told why a call that was attention cannot be reported. `split` says how many texts and how many heads
+    the running module has put on one axis.
     """
 
-    def __init__(
-        self, report: Report, refuse: Callable[[str], None], texts: Callable[[], int | None] = lambda: None
-    ) -> None:
+    def __init__(self, report: Report, refuse: Callable[[str], None], split: Callable[[int], tuple[int, int]]) -> None:
         super().__init__()
-        self.report, self.refuse, self.texts, self.thread = report, refuse, texts, threading.get_ident()
+        self.report, self.refuse, self.split, self.thread = report, refuse, split, threading.get_ident()
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
         self.by_hand = ByHand(self.found_by_hand, self.lost)
 
@@ -152,38 +150,17 @@ class FusedCalls(TorchFunctionMode):
         self.refuse(reason)
 
     def found_by_hand(self, found: Found) -> Tensor | None:
-        """Report attention that was written out in Python, in the layout of the fused call."""
-        scores, lead = found.scores, found.scores.lead
+        """Report attention that was written out in Python."""
+        lead = found.scores.lead
         if len(lead) == 1:
-            texts = OWN.texts or self.texts()
-            batch, heads = (texts, lead[0] // texts) if texts and lead[0] % texts == 0 else (1, lead[0])
+            batch, heads = (OWN.texts, lead[0] // OWN.texts) if OWN.texts else self.split(lead[0])
         else:
             batch, heads = torch.Size(lead[:-1]).numel(), lead[-1] if lead else 1
-
-        def four(x: Tensor) -> Tensor:
-            if len(lead) == 2 or x.shape[:-2].numel() == 1:
-                return x.reshape(*(1,) * (4 - x.ndim), *x.shape) if x.ndim < 4 else x
-            return x.expand(*lead, *x.shape[-2:]).reshape(batch, heads, *x.shape[-2:])
-
-        def whole(x: Tensor) -> Tensor:
-            return four(x).expand(batch, heads, *x.shape[-2:])
-
-        mask, sinks = scores.mask(), scores.sinks
-        sighting = Sighting(
-            q=whole(scores.q),
-            k=four(scores.k) if len(lead) == 2 else whole(scores.k),
-            mask=None if mask is None else four(mask),
-            dropout=found.dropout,
-            is_causal=False,
-            scale=scores.scale,
-            lse=None,
-            fast_path_lost=OWN.texts is not None and not torch.is_grad_enabled(),
-            v=four(found.v) if len(lead) == 2 else whole(found.v),
-            out=whole(found.out),
-            softcap=scores.capped,
-            sinks=torch.cat([four(s) for s in sinks], -1).logsumexp(-1) if sinks else None,
-            by_hand=True,
-        )
+        try:
+            sighting = as_fused(found, batch, heads)
+        except RuntimeError as error:
+            self.lost(f"attention by hand, laid out unlike any known: {error}")
+            return None
         edited = self.tell(sighting)
         return None if edited is None else edited.reshape(found.out.shape)
 
@@ -206,6 +183,40 @@ class FusedCalls(TorchFunctionMode):
                 yield
         finally:
             functional.has_torch_function, OWN.texts = before, None
+
+
+def as_fused(found: Found, batch: int, heads: int) -> Sighting:
+    """Return attention by hand in the layout of the fused call: batch, heads, time, d_head."""
+    scores, lead = found.scores, found.scores.lead
+
+    def four(x: Tensor) -> Tensor:
+        if x.shape[:-2].numel() == 1:
+            return x.reshape(1, 1, *x.shape[-2:])
+        if len(lead) == 2 and x.ndim <= 4 and x.shape[:-2] != (batch * heads,):
+            return x[(None,) * (4 - x.ndim)]
+        if x.shape[:-2].numel() != batch * heads:
+            x = x.expand(*lead, *x.shape[-2:])
+        return x.reshape(batch, heads, *x.shape[-2:])
+
+    def whole(x: Tensor) -> Tensor:
+        return four(x).expand(batch, heads, *x.shape[-2:])
+
+    mask, sinks = scores.mask(), scores.sinks
+    return Sighting(
+        q=whole(scores.q),
+        k=four(scores.k) if len(lead) == 2 else whole(scores.k),
+        mask=None if mask is None else four(mask),
+        dropout=found.dropout,
+        is_causal=False,
+        scale=scores.scale,
+        lse=None,
+        fast_path_lost=OWN.texts is not None and not torch.is_grad_enabled(),
+        v=four(found.v) if len(lead) == 2 else whole(found.v),
+        out=whole(found.out),
+        softcap=scores.capped,
+        sinks=torch.cat([four(s) for s in sinks], -1).logsumexp(-1) if sinks else None,
+        by_hand=True,
+    )
 
 
 @contextlib.contextmanager

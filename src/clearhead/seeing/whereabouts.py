@@ -20,6 +20,7 @@ from clearhead.seeing.sites import FusedCalls, uncompiled
 
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
 NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
+HOW_MANY_HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads", "nhead")
 UNSEEN = "it ran, but made no attention that can be seen: none with a softmax over keys, or by a kernel unknown here"
 
 
@@ -30,7 +31,7 @@ class Whereabouts:
         self.recording = recording
         self.thread = threading.get_ident()
         self.running: list[str] = []  # names of the modules whose forward is running, outermost first
-        self.inputs: list[tuple[Any, Any]] = []  # what each of them was given
+        self.inputs: list[tuple[nn.Module, Any, Any]] = []  # what each of them was given
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
         self.mode: FusedCalls | None = None
         self.also_backward = False  # report layers, too, that activation checkpointing runs again during backward
@@ -58,7 +59,7 @@ class Whereabouts:
                 self.recording.n_forwards += 1
                 self.re_enter()
             self.running.append(name)
-            self.inputs.append((inputs, named))
+            self.inputs.append((module, inputs, named))
             if suspect and name not in self.recording.ran:
                 self.recording.ran[name] = Ran(type(module).__name__, UNSEEN)
 
@@ -92,11 +93,20 @@ class Whereabouts:
         if self.running and torch._C._current_graph_task_id() == -1:
             self.recording.refused[self.count()[1]] = reason
 
-    def n_texts(self) -> int | None:
-        """Return how many texts the running module was given, by the first tensor of three axes or more."""
-        inputs, named = self.inputs[-1] if self.inputs else ((), {})
-        given = (x for x in (*inputs, *named.values()) if isinstance(x, Tensor))
-        return next((x.shape[0] for x in given if x.ndim > 2), None)
+    def split(self, n: int) -> tuple[int, int]:
+        """Return how many texts and how many heads the running module has put on one axis, `n` long.
+
+        By the number of heads that it says it has, where that leaves the texts it was given; else by those texts.
+        """
+        module, inputs, named = self.inputs[-1] if self.inputs else (None, (), {})
+        given = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.ndim > 2), None)
+        if given is None:
+            return 1, n
+        for name in HOW_MANY_HEADS:
+            heads = getattr(module, name, None)
+            if isinstance(heads, int) and heads > 0 and n % heads == 0 and n // heads in given.shape[:2]:
+                return n // heads, heads
+        return (given.shape[0], n // given.shape[0]) if n % given.shape[0] == 0 else (1, n)
 
     def place(self, sighting: Sighting) -> tuple[int, str]:
         """Return the number and the name of the layer that a sighting belongs to: the module that is running."""
@@ -124,7 +134,7 @@ def standing_beside(model: nn.Module, whereabouts: Whereabouts, report: Report) 
                 stack.enter_context(whereabouts.following(name, module))
         if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
             whereabouts.recording.note("the compiled model ran uncompiled while it was watched")
-        calls = FusedCalls(report, whereabouts.refuse, whereabouts.n_texts)
+        calls = FusedCalls(report, whereabouts.refuse, whereabouts.split)
         stack.enter_context(asked_of_interface(calls.through))
         whereabouts.mode = stack.enter_context(calls)
         yield
