@@ -80,14 +80,17 @@ def normaliser(call: Call, batch: int) -> tuple[Float[Tensor, "heads query"], Fl
     to it, which some models do to padding, has a log-sum-exp in which `rest` would drown.
     """
     if batch not in call.normalisers:
-        found = None
-        if call.lse is not None:
-            lse = call.lse[batch].to(call.exact)
-            lse = lse.masked_fill(~lse.isfinite(), 0)  # a row that may look nowhere: torch's CPU kernel says 0 too
-            if not (lse.abs() > TOO_LARGE).any():
-                found = (lse, torch.zeros_like(lse))
-        call.normalisers[batch] = _normalise(call, batch) if found is None else found
+        found = None if call.lse is None else _one_number(call.lse[batch].to(call.exact))
+        if found is None:
+            peak, rest = _normalise(call, batch)
+            found = _one_number(peak + rest) or (peak, rest)
+        call.normalisers[batch] = found
     return call.normalisers[batch]
+
+
+def _one_number(lse: Tensor) -> tuple[Tensor, Tensor] | None:
+    lse = lse.masked_fill(~lse.isfinite(), 0)  # a row that may look nowhere: torch's CPU kernel says 0 too
+    return None if (lse.abs() > TOO_LARGE).any() else (lse, torch.zeros_like(lse))
 
 
 def _normalise(call: Call, batch: int) -> tuple[Tensor, Tensor]:

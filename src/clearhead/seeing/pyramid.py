@@ -1,0 +1,150 @@
+"""Overviews: how much weight lies in each block of queries x keys, exactly, at any zoom.
+
+A block is a sum, never a mean, so four blocks of one zoom level add up to one of the next, and a whole map to its
+number of queries. The second mode, "max", holds the largest single weight of each block: it finds lone strong links
+that a sum drowns, and four blocks have the largest of them as their next.
+
+Queries that are padding by what the mask says (`tiles.counted`) are left out: they would add as much as real ones.
+
+Pooling attention maps block by block, and serving large matrices as tiles of a pyramid, is done elsewhere (flash-colsum
+and SeerAttention for block statistics, HiGlass for genomics). Next: `statistics.py`.
+"""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearhead.seeing import maps, tiles
+from clearhead.seeing.call import Call
+
+Mode = Literal["sum", "max"]
+
+RUN = 16  # blocks summed by one product: every number is multiplied that often, so few
+
+
+@dataclass(frozen=True, eq=False)
+class Pyramid:
+    """One head's map at every zoom: level z has 2**z x 2**z blocks, and each is the sum (or max) of its four.
+
+    row_cuts, col_cuts: where the blocks of the finest level begin and end; blocks of level z are every 2**(finest - z)
+    of these. In a text shorter than the finest level some blocks hold no position, and 0.
+    """
+
+    levels: tuple[Float[Tensor, "row_blocks col_blocks"], ...]
+    row_cuts: tuple[int, ...]
+    col_cuts: tuple[int, ...]
+    mode: Mode
+
+
+def edges(n: int, size: int) -> list[int]:
+    """Return where `size` blocks of n positions begin and end: block b is `range(edges[b], edges[b + 1])`.
+
+    Edges of `size` blocks are among those of `2 * size`, so zoom levels nest. No more blocks than positions.
+    """
+    return cuts(n, max(1, min(size, n)))
+
+
+def cuts(n: int, size: int) -> list[int]:
+    """Return what `edges` does with exactly `size` blocks, of which some are empty where positions are fewer."""
+    return [b * n // size for b in range(size + 1)]
+
+
+def pooled(
+    call: Call,
+    batch: int,
+    heads: Sequence[int],
+    row_cuts: Sequence[int],
+    col_cuts: Sequence[int],
+    *,
+    mode: Mode = "sum",
+    part: tiles.Part = tiles.Part(),
+) -> Float[Tensor, "heads row_blocks col_blocks"]:
+    """Return the sum or the largest of the weights in each block between the cuts, which only grow."""
+    shape = (len(heads), len(row_cuts) - 1, len(col_cuts) - 1)
+    found = torch.zeros(shape, dtype=call.exact, device=call.q.device)
+    part = tiles.Part(
+        range(row_cuts[0], row_cuts[-1]),
+        range(col_cuts[0], col_cuts[-1]),
+        part.counted,
+        part.factor,
+        (_step(row_cuts), _step(col_cuts)),
+    )
+    by_row = _Blocks(row_cuts, RUN, found)
+    by_col = _Blocks(col_cuts, 4 * RUN, found)
+    for tile in tiles.sweep(call, batch, heads, part):
+        i, rows = by_row.pool(tile.weights, tile.rows, mode)
+        j, both = by_col.pool(rows.mT, tile.cols, mode)
+        here = found[tile.heads, i : i + both.shape[2], j : j + both.shape[1]]
+        if mode == "sum":
+            here += both.mT
+        else:
+            torch.maximum(here, both.mT, out=here)
+    return found
+
+
+def pyramid(
+    call: Call, batch: int, head: int, size: int, *, mode: Mode = "sum", part: tiles.Part = tiles.Part()
+) -> Pyramid:
+    """Return every zoom level of one head from `size` x `size` blocks, made a power of two, up to a single one."""
+    finest = max(0, size - 1).bit_length()
+    row_cuts, col_cuts = (cuts(n, 2**finest) for n in (call.n_queries, call.n_keys))
+    levels = [pooled(call, batch, [head], row_cuts, col_cuts, mode=mode, part=part)[0]]
+    for _ in range(finest):
+        four = levels[0].unflatten(0, (-1, 2)).unflatten(2, (-1, 2))
+        levels.insert(0, four.sum((1, 3)) if mode == "sum" else four.amax((1, 3)))
+    return Pyramid(tuple(levels), tuple(row_cuts), tuple(col_cuts), mode)
+
+
+def _step(places: Sequence[int]) -> int:
+    """Return the one length of all blocks, or 1."""
+    lengths = {b - a for a, b in itertools.pairwise(places)}
+    return lengths.pop() if len(lengths) == 1 and 0 not in lengths else 1
+
+
+class _Blocks:
+    """The blocks along one axis, and how to pool a stretch of positions into those that it meets."""
+
+    def __init__(self, places: Sequence[int], run: int, like: Tensor) -> None:
+        self.places, self.run, self.dtype, self.device = places, run, like.dtype, like.device
+        self.plans: dict[tuple[int, int], list[tuple[slice, Tensor]]] = {}
+
+    def pool(self, x: Tensor, here: slice, mode: Mode) -> tuple[int, Tensor]:
+        """Return the first block met, and of x (heads, positions, any) the sum or maximum over each block's part."""
+        first = bisect.bisect_right(self.places, here.start) - 1
+        last = bisect.bisect_left(self.places, here.stop)
+        met = [min(max(place, here.start), here.stop) - here.start for place in self.places[first : last + 1]]
+        if (height := _step(met)) * (len(met) - 1) == met[-1]:
+            x = x.unflatten(1, (-1, height))
+            return first, x.sum(2) if mode == "sum" else x.amax(2)
+        key = here.start, here.stop
+        if key not in self.plans:
+            self.plans[key] = self.plan(met) if mode == "sum" else [(slice(0), self.rows_of(met))]
+        if mode == "max":
+            (_, rows), blocks = self.plans[key][0], torch.tensor(met, device=self.device)
+            most = x[:, rows.flatten()].unflatten(1, rows.shape).amax(2)
+            return first, most.masked_fill_((blocks[1:] == blocks[:-1])[:, None], 0)
+        with maps.full_precision():
+            return first, torch.cat([member @ x[:, part] for part, member in self.plans[key]], 1)
+
+    def plan(self, met: list[int]) -> list[tuple[slice, Tensor]]:
+        """Return for every `run` blocks the positions that they take, and which position lies in which, as ones."""
+        found = []
+        for i in range(0, len(met) - 1, self.run):
+            ends = torch.tensor(met[i : i + self.run + 1], device=self.device)
+            places = torch.arange(met[i], int(ends[-1]), device=self.device)
+            member = (places >= ends[:-1, None]) & (places < ends[1:, None])
+            found.append((slice(met[i], int(ends[-1])), member.to(self.dtype)))
+        return found
+
+    def rows_of(self, met: list[int]) -> Tensor:
+        """Return the positions of every block (block x longest), the last of a shorter one said again."""
+        ends = torch.tensor(met, device=self.device)
+        longest = int((ends[1:] - ends[:-1]).max())
+        places = ends[:-1, None] + torch.arange(longest, device=self.device)
+        return torch.minimum(places, ends[1:, None] - 1).clamp(min=0)
