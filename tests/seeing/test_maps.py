@@ -1,6 +1,7 @@
 """A map computed from a recording is the attention map, for every mask, dtype, head layout and kernel."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from clearhead.attention import Mask, attend, attention_map
 from clearhead.errors import WatchError
-from clearhead.seeing import Recording, maps, watch
+from clearhead.seeing import Recording, maps, pyramid, tiles, watch
 from clearhead.seeing.call import Call
 from clearhead.seeing.rule import Rule
 
@@ -155,7 +156,7 @@ def test_any_tile_is_that_part_of_the_map(seen: Recording) -> None:
 
 
 def test_an_overview_is_the_sum_of_the_weights_in_each_block(seen: Recording) -> None:
-    full, blocks = seen.map(0, 2).double(), list(itertools.pairwise(maps.edges(100, 7)))
+    full, blocks = seen.map(0, 2).double(), list(itertools.pairwise(pyramid.edges(100, 7)))
     expected = [[full[a:b, c:d].sum().item() for c, d in blocks] for a, b in blocks]
     assert seen.overview(0, 2, size=7) == pytest.approx(torch.tensor(expected), abs=1e-4)
     assert seen.overview(0, size=7)[2] == pytest.approx(seen.overview(0, 2, size=7), abs=1e-4)
@@ -175,19 +176,19 @@ def test_an_overview_finer_than_the_text_is_the_map(seen: Recording) -> None:
 def test_a_long_text_is_swept_in_small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = torch.randn(3, 1, 2, 6000, 8)
     seen = see(attend, q, k, v, Mask(causal=True))
-    largest = 0
-    weights = maps.weights
+    seen.row(0, 0, 0)  # makes the normaliser
+    largest, empty = 0, torch.empty
 
-    def watched(*args: Any) -> Tensor:
+    def watched(*size: int, **rest: Any) -> Tensor:
         nonlocal largest
-        tile = weights(*args)
-        largest = max(largest, tile.numel())
-        return tile
+        largest = max(largest, math.prod(size))
+        return empty(*size, **rest)
 
-    monkeypatch.setattr(maps, "weights", watched)
+    monkeypatch.setattr(torch, "empty", watched)  # a sweep makes room for its tiles once
     overview = seen.overview(0, 1, size=8)
+    monkeypatch.undo()
     assert overview.sum().item() == pytest.approx(6000, abs=0.1)
-    assert largest <= maps.TILE < 6000 * 6000
+    assert 0 < largest <= tiles.ROOM["cpu"][0] < 6000 * 6000
     rows = seen.map(0, 1, range(5250, 6000)).double()
     assert overview[-1] == pytest.approx(rows.unflatten(1, (8, 750)).sum((0, 2)).float(), abs=1e-3)
 

@@ -2,16 +2,18 @@
 
 And test what it means: `edit` changes heads and links while a model runs, `effect` ranks them by what that moves.
 
-Reading order: recorder -> sites -> recording -> questions -> call -> maps -> statistics -> rule -> keeping -> saving ->
-editing -> edits -> effects.
+Reading order: recorder -> sites -> recording -> questions -> call -> maps -> tiles -> pyramid -> statistics -> habits
+-> rollout -> rule -> keeping -> saving -> editing -> edits -> effects.
 """
 
 from clearhead.seeing.editing import Edits, edit
 from clearhead.seeing.effects import Effect, Effects, effect
+from clearhead.seeing.habits import Habit
+from clearhead.seeing.pyramid import Pyramid
 from clearhead.seeing.recorder import watch
 from clearhead.seeing.recording import Layer, Recording, Unseen
 from clearhead.seeing.saving import open_recording
-from clearhead.seeing.statistics import Habit, Link
+from clearhead.seeing.statistics import Link, Sink
 
 __all__ = [
     "Edits",
@@ -20,7 +22,9 @@ __all__ = [
     "Habit",
     "Layer",
     "Link",
+    "Pyramid",
     "Recording",
+    "Sink",
     "Unseen",
     "edit",
     "effect",

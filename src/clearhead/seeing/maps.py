@@ -1,21 +1,18 @@
-"""Exact weights on demand: a tile, a stream of tiles, and the overview whose every zoom level sums to the next.
+"""Exact weights on demand: a tile, single links, and the normaliser that both stand on.
 
-Everything here and in `statistics.py` is built on `weights`, which computes one tile by the formula in `call.py`.
-Long texts go through `sweep`, tile after tile, in memory that does not grow with the square of the length. Tiles are
-computed in float32 at full precision, whatever precision the model's own products were allowed.
-
-Pooling attention maps block by block, and serving them as tiles, is done elsewhere (HiGlass for genomics; flash-colsum,
-SeerAttention for block statistics). Next: `statistics.py`.
+`weights` computes one tile of any rows and columns by the formula in `call.py`, in float32 at full precision, whatever
+precision the model's own products were allowed. What needs every weight of a long text goes through `tiles.py`, in
+memory that does not grow with the square of its length. Next: `tiles.py`.
 """
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearhead.seeing import sight
 from clearhead.seeing.call import Call
 
 TILE = 2**22  # numbers in one tile of a sweep: 16 MiB in float32, more gains nothing on a CPU
@@ -90,7 +87,12 @@ def normaliser(call: Call, batch: int) -> tuple[Float[Tensor, "heads query"], Fl
 
 def _one_number(lse: Tensor) -> tuple[Tensor, Tensor] | None:
     lse = lse.masked_fill(~lse.isfinite(), 0)  # a row that may look nowhere: torch's CPU kernel says 0 too
-    return None if (lse.abs() > TOO_LARGE).any() else (lse, torch.zeros_like(lse))
+    return None if (lse.abs() > TOO_LARGE).any() else (lse, lse.new_zeros(()).expand_as(lse))
+
+
+def in_parts(rest: Float[Tensor, "heads query"]) -> bool:
+    """Say whether the second part of a normaliser is more than zeros; does not read it, a GPU would be waited for."""
+    return rest.stride(-1) != 0
 
 
 def _normalise(call: Call, batch: int) -> tuple[Tensor, Tensor]:
@@ -112,15 +114,6 @@ def _normalise(call: Call, batch: int) -> tuple[Tensor, Tensor]:
     return peak, rest
 
 
-def sweep(
-    call: Call, batch: int, heads: Sequence[int]
-) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " rows"], Float[Tensor, "some rows key"]]]:
-    """Yield `(heads, rows, weights)` until every row of `heads` (rows of `call.q`) was seen once, whole."""
-    cols = torch.arange(call.n_keys, device=call.q.device)
-    for some, rows in _tiles(call, heads):
-        yield some, rows, weights(call, batch, some, rows, cols)
-
-
 def _tiles(call: Call, heads: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut heads x queries into pieces of at most `TILE` weights: few heads at once, so that there are rows enough."""
     at_once = max(1, TILE // (64 * max(1, call.n_keys)))
@@ -131,34 +124,43 @@ def _tiles(call: Call, heads: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
             yield some, torch.arange(top, min(top + height, call.n_queries), device=call.q.device)
 
 
-def edges(n: int, size: int) -> list[int]:
-    """Return where `size` blocks of n positions begin and end: block b is `range(edges[b], edges[b + 1])`.
-
-    Edges of `size` blocks are among those of `2 * size`, so zoom levels nest. No more blocks than positions.
-    """
-    size = max(1, min(size, n))
-    return [b * n // size for b in range(size + 1)]
-
-
-def overview(call: Call, batch: int, heads: Sequence[int], size: int) -> Float[Tensor, "heads row_blocks col_blocks"]:
-    """Return how much weight lies in each block of queries x keys: a sum, never a mean.
-
-    The whole of a map sums to its number of queries, and four cells of the next zoom level to one of this.
-    """
-    pool_rows, pool_cols = (_blocks(n, size, call) for n in (call.n_queries, call.n_keys))
-    sums = torch.zeros(len(heads), pool_rows.shape[1], pool_cols.shape[1], dtype=call.exact, device=call.q.device)
-    place = {head: i for i, head in enumerate(heads)}
-    for some, rows, tile in sweep(call, batch, heads):
-        with full_precision():
-            pooled = pool_rows[rows].T @ (tile @ pool_cols)
-        sums[[place[head] for head in some.tolist()]] += pooled
-    return sums
+def pairs(
+    call: Call, batch: int, heads: Sequence[int], rows: Int[Tensor, " links"], cols: Int[Tensor, " links"]
+) -> Float[Tensor, "heads links"]:
+    """Return single weights, of query rows[i] on key cols[i]: as much work as there are, whatever the length."""
+    found = [
+        _pairs(call, batch, list(heads), rows[i : i + TILE // 64], cols[i : i + TILE // 64])
+        for i in range(0, len(rows), TILE // 64)
+    ]
+    return torch.cat(found, 1) if found else torch.zeros(len(heads), 0, dtype=call.exact, device=call.q.device)
 
 
-def _blocks(n: int, size: int, call: Call) -> Tensor:
-    """Return which position lies in which block, as ones: position x block."""
-    ends = edges(n, size)
-    member = torch.zeros(n, len(ends) - 1, dtype=call.exact, device=call.q.device)
-    for b, (start, stop) in enumerate(itertools.pairwise(ends)):
-        member[start:stop, b] = 1
-    return member
+@torch.no_grad()
+def _pairs(call: Call, batch: int, heads: list[int], rows: Tensor, cols: Tensor) -> Tensor:
+    peak, rest = normaliser(call, batch)
+    found = []
+    for head in heads:
+        q = call.q[batch, head].index_select(0, rows).to(call.exact)
+        k = call.k[batch, call.kv_of[head]].index_select(0, cols).to(call.exact)
+        score = (q * k).sum(-1) * call.scale
+        if call.softcap is not None:
+            score = call.softcap * (score / call.softcap).tanh()
+        score = sight.apply_to_pairs(call, score, batch, head, rows, cols)
+        found.append((score - peak[head, rows] - rest[head, rows]).exp())
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def window(call: Call, batch: int, head: int, rows: slice, cols: slice) -> Float[Tensor, "rows cols"]:
+    """Return what `weights` does for one head and positions in one stretch, with fewer and smaller steps."""
+    peak, rest = normaliser(call, batch)
+    places = (torch.arange(s.start, s.stop, device=call.q.device) for s in (rows, cols))
+    if call.softcap is not None or in_parts(rest):
+        return weights(call, batch, torch.tensor([head], device=call.q.device), *places)[0]
+    q, k = call.q[batch, head, rows].to(call.exact), call.k[batch, call.kv_of[head], cols].to(call.exact)
+    with full_precision():
+        tile = torch.addmm(peak[head, rows, None], q, k.mT, beta=-1, alpha=call.scale)
+    if not sight.free(call, rows, cols):
+        numbers = torch.tensor([call.heads[head]], device=tile.device)
+        tile = call.rule.apply(tile[None], batch, numbers, *places)[0]
+    return tile.exp_()

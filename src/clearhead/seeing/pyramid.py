@@ -13,7 +13,7 @@ and SeerAttention for block statistics, HiGlass for genomics). Next: `statistics
 import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,7 +36,7 @@ class Pyramid:
     of these. In a text shorter than the finest level some blocks hold no position, and 0.
     """
 
-    levels: tuple[Float[Tensor, "row_blocks col_blocks"], ...]
+    levels: tuple[Float[Tensor, "_ _"], ...]
     row_cuts: tuple[int, ...]
     col_cuts: tuple[int, ...]
     mode: Mode
@@ -63,17 +63,16 @@ def pooled(
     col_cuts: Sequence[int],
     *,
     mode: Mode = "sum",
-    part: tiles.Part = tiles.Part(),
+    part: tiles.Part = tiles.WHOLE,
 ) -> Float[Tensor, "heads row_blocks col_blocks"]:
     """Return the sum or the largest of the weights in each block between the cuts, which only grow."""
     shape = (len(heads), len(row_cuts) - 1, len(col_cuts) - 1)
     found = torch.zeros(shape, dtype=call.exact, device=call.q.device)
-    part = tiles.Part(
-        range(row_cuts[0], row_cuts[-1]),
-        range(col_cuts[0], col_cuts[-1]),
-        part.counted,
-        part.factor,
-        (_step(row_cuts), _step(col_cuts)),
+    part = replace(
+        part,
+        rows=range(row_cuts[0], row_cuts[-1]),
+        cols=range(col_cuts[0], col_cuts[-1]),
+        steps=(_step(row_cuts), _step(col_cuts)),
     )
     by_row = _Blocks(row_cuts, RUN, found)
     by_col = _Blocks(col_cuts, 4 * RUN, found)
@@ -89,14 +88,14 @@ def pooled(
 
 
 def pyramid(
-    call: Call, batch: int, head: int, size: int, *, mode: Mode = "sum", part: tiles.Part = tiles.Part()
+    call: Call, batch: int, head: int, size: int, *, mode: Mode = "sum", part: tiles.Part = tiles.WHOLE
 ) -> Pyramid:
     """Return every zoom level of one head from `size` x `size` blocks, made a power of two, up to a single one."""
     finest = max(0, size - 1).bit_length()
     row_cuts, col_cuts = (cuts(n, 2**finest) for n in (call.n_queries, call.n_keys))
     levels = [pooled(call, batch, [head], row_cuts, col_cuts, mode=mode, part=part)[0]]
     for _ in range(finest):
-        four = levels[0].unflatten(0, (-1, 2)).unflatten(2, (-1, 2))
+        four = levels[0].reshape(len(levels[0]) // 2, 2, -1, 2)
         levels.insert(0, four.sum((1, 3)) if mode == "sum" else four.amax((1, 3)))
     return Pyramid(tuple(levels), tuple(row_cuts), tuple(col_cuts), mode)
 
@@ -120,14 +119,14 @@ class _Blocks:
         last = bisect.bisect_left(self.places, here.stop)
         met = [min(max(place, here.start), here.stop) - here.start for place in self.places[first : last + 1]]
         if (height := _step(met)) * (len(met) - 1) == met[-1]:
-            x = x.unflatten(1, (-1, height))
+            x = x.reshape(len(x), -1, height, x.shape[2])
             return first, x.sum(2) if mode == "sum" else x.amax(2)
         key = here.start, here.stop
         if key not in self.plans:
             self.plans[key] = self.plan(met) if mode == "sum" else [(slice(0), self.rows_of(met))]
         if mode == "max":
             (_, rows), blocks = self.plans[key][0], torch.tensor(met, device=self.device)
-            most = x[:, rows.flatten()].unflatten(1, rows.shape).amax(2)
+            most = x[:, rows].amax(2)
             return first, most.masked_fill_((blocks[1:] == blocks[:-1])[:, None], 0)
         with maps.full_precision():
             return first, torch.cat([member @ x[:, part] for part, member in self.plans[key]], 1)

@@ -13,7 +13,7 @@ import torch
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call, taken
-from clearhead.seeing.questions import Questions
+from clearhead.seeing.summaries import Summaries
 
 FEW = 3  # layers that an error message names
 
@@ -62,7 +62,7 @@ class Unseen:
     reason: str
 
 
-class Recording(Questions):
+class Recording(Summaries):
     """The attention of one or several forward passes; made by `watch`, which fills it while its body runs."""
 
     def __init__(self) -> None:
@@ -160,6 +160,10 @@ class Recording(Questions):
     def numbers(self) -> tuple[int, ...]:
         """Return the numbers of the recorded layers, in order."""
         return tuple(layer.index for layer in self.layers)
+
+    def name(self, layer: int | str) -> str:
+        """Return the name of a layer."""
+        return self.names[self.number(layer)]
 
     def number(self, layer: int | str) -> int:
         """Return the number of a layer given by number or name; raises WatchError, saying what there is."""

@@ -2,7 +2,7 @@
 
 A rule falls into three: what hides a key from every query (padding), the one stretch of keys that a query may see
 (causal, windows, documents), and tables for the rest. Statistics need it: how many keys a query had to choose from, how
-many queries a key, which queries are padding. Sweeps need it to pass over what is hidden.
+many queries a key, which queries are padding. Sweeps need it to pass over what is hidden. Next: `weighing.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ def seen_keys(call: Call, batch: int, heads: Sequence[int]) -> Bool[Tensor, "#he
     for name in ("allowed", "packed"):
         table = getattr(rule, name)
         if table is not None and table.shape[2] > 1:
-            rule = replace(rule, **{name: None})  # type: ignore[arg-type]  # of one type each
+            rule = replace(rule, **{name: None})
     one, keys = torch.zeros(1, dtype=torch.long, device=device), torch.arange(call.n_keys, device=device)
     seen = rule.sees(batch, numbers(call, heads), one, keys)
     if seen is None:
@@ -85,11 +85,13 @@ def choices(call: Call, batch: int, heads: Sequence[int]) -> Float[Tensor, "#hea
         return torch.cat([may.sum(-1, dtype=call.exact) for _, may in table(call, batch, heads)], 1)
     keys, ends = seen_keys(call, batch, heads), stretches(call, batch, heads)
     before, n = F.pad(keys.cumsum(-1), (1, 0)), max(len(keys), len(ends))
-    upto = before.expand(n, -1).gather(1, ends.flatten(1).expand(n, -1)).unflatten(1, (-1, 2))
+    upto = before.expand(n, -1).gather(1, ends.flatten(1).expand(n, -1)).reshape(n, -1, 2)
     return (upto[..., 1] - upto[..., 0]).to(call.exact)
 
 
-def audience(call: Call, batch: int, heads: Sequence[int], counts: Float[Tensor, " query"]) -> Float[Tensor, "#heads key"]:
+def audience(
+    call: Call, batch: int, heads: Sequence[int], counts: Float[Tensor, " query"]
+) -> Float[Tensor, "#heads key"]:
     """Return how many queries could look at each key, each query counting as much as `counts` says."""
     if tabled(call):
         some = [counts[rows] @ may.to(counts.dtype) for rows, may in table(call, batch, heads)]
@@ -101,7 +103,9 @@ def audience(call: Call, batch: int, heads: Sequence[int], counts: Float[Tensor,
     return change[:, :-1].cumsum(1) * seen_keys(call, batch, heads)
 
 
-def table(call: Call, batch: int, heads: Sequence[int] | None = None) -> Iterator[tuple[slice, Bool[Tensor, "#heads rows key"]]]:
+def table(
+    call: Call, batch: int, heads: Sequence[int] | None = None
+) -> Iterator[tuple[slice, Bool[Tensor, "#heads rows key"]]]:
     """Yield rows, and who in them may look where, a few at a time; a bias as low as numbers go hides too."""
     rule, device = call.rule, call.q.device
     which = numbers(call, range(len(call.heads)) if heads is None else heads)
@@ -113,6 +117,47 @@ def table(call: Call, batch: int, heads: Sequence[int] | None = None) -> Iterato
         blank = torch.zeros(len(which), len(rows), call.n_keys, dtype=call.exact, device=device)
         lowest = torch.finfo(call.exact if rule.bias is None else rule.bias.dtype).min / 2
         yield slice(top, top + len(rows)), rule.apply(blank, batch, which, rows, keys) > lowest
+
+
+def free(call: Call, rows: slice, cols: slice) -> bool:
+    """Say whether these queries may see all of these keys by a rule that says so without a table."""
+    rule = call.rule
+    if rule.tables:
+        return False
+    ahead = rule.reach is None or cols.stop - 1 <= rows.start + rule.reach
+    return ahead and (rule.since is None or cols.start >= rows.stop - 1 + rule.since)
+
+
+def apply_to_pairs(
+    call: Call, scores: Float[Tensor, " links"], batch: int, head: int, rows: Tensor, cols: Tensor
+) -> Float[Tensor, " links"]:
+    """Do what `Rule.apply` does, to the scores of queries rows[i] on keys cols[i] of one head (a row of `call.q`)."""
+    rule, number, at = call.rule, call.heads[head], rows if call.rule.rows is None else call.rule.rows[rows]
+
+    def of(table: Tensor, *keys: Tensor) -> Tensor:
+        table = table[batch if len(table) > 1 else 0]
+        table = table[number if len(table) > 1 else 0]
+        places = (index if n > 1 else torch.zeros_like(index) for index, n in zip((rows, *keys), table.shape))
+        return table[tuple(places)]
+
+    may = torch.ones_like(scores, dtype=torch.bool)
+    if rule.bias is not None:
+        scores = scores + of(rule.bias, cols)
+    if rule.reach is not None:
+        may &= cols <= at + rule.reach
+    if rule.since is not None:
+        may &= cols >= at + rule.since
+    if rule.keys is not None:
+        start, stop = rule.keys[batch if len(rule.keys) > 1 else 0]
+        may &= (cols >= start) & (cols < stop)
+    if rule.spans is not None:
+        span = of(rule.spans)
+        may &= (cols >= span[:, 0]) & (cols < span[:, 1])
+    if rule.allowed is not None:
+        may &= of(rule.allowed, cols)
+    if rule.packed is not None:
+        may &= (of(rule.packed, cols // 8) >> (cols % 8).to(torch.uint8)) & 1 == 1
+    return scores.masked_fill(~may, -torch.inf)
 
 
 def cut(table: Tensor, batch: int, heads: Tensor, rows: slice, cols: slice) -> Tensor:

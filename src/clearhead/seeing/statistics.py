@@ -1,22 +1,21 @@
-"""What a head does, in few numbers: how spread it looks, where its weight goes, and a name where one fits.
+"""What a map comes down to: how spread each row is, what each key receives, and the links that matter.
 
-Each is one sweep over exact tiles. The names follow the literature: heads that look at the previous token, at the
-separator, or at nothing in particular (Clark et al. 2019), and the first token as a place to put attention that is
-not needed (Xiao et al. 2023, "attention sinks"). A name says where the weight goes, not why.
+Each is one sweep over exact tiles, in time T x T and memory T; fixed offsets take T. Next: `habits.py`, which puts a
+name to what a head does.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from clearhead.seeing import maps
+from clearhead.seeing import maps, sight, tiles
 from clearhead.seeing.call import Call
 
-MOSTLY = 0.5  # a head that puts at least half of its weight somewhere is named after that place
-SPREAD = 0.9  # entropy over that of looking everywhere alike, from which a head counts as diffuse
+LN2 = 1 / tiles.LOG2E
+WIDE_ENOUGH = 0.25  # a key seen by fewer of the queries than this is never called a sink: too few to average over
 
 
 @dataclass(frozen=True)
@@ -31,46 +30,55 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Habit:
-    """What one head does over one text. Shares are means over its queries, in [0, 1].
-
-    kind:    the place that gets at least half of the weight ("sink" the first key, "separator", "previous", "self",
-             "next"; the largest wins), else "diffuse" where the spread is at least 0.9, else "mixed".
-    spread:  entropy of a row over the logarithm of the number of keys it gives any weight; 1 = to all alike.
-    """
+class Sink:
+    """A key that queries give much of their weight to: `share` is the mean over the queries that could look at it."""
 
     layer: int
     head: int
-    kind: str
-    sink: float
-    separator: float
-    previous: float
-    itself: float
-    next: float
-    spread: float
-
-    @property
-    def glyph(self) -> str:
-        """Return one character that stands for `kind`."""
-        return {"sink": "|", "separator": ":", "previous": "<", "self": "\\", "next": ">", "diffuse": "~"}.get(
-            self.kind, "."
-        )
+    key: int
+    share: float
 
 
 def entropy(call: Call, batch: int, heads: Sequence[int]) -> Float[Tensor, "heads query"]:
     """Return the entropy of every row in nats: 0 looks at one key, log n at n keys alike."""
-    found = torch.zeros(len(call.heads), call.n_queries, dtype=call.exact, device=call.q.device)
-    for some, rows, tile in maps.sweep(call, batch, heads):
-        found[some[:, None], rows] = torch.special.entr(tile).sum(-1)
-    return found[list(heads)]
+    found = torch.zeros(len(heads), call.n_queries, dtype=call.exact, device=call.q.device)
+    for tile in tiles.sweep(call, batch, heads, logs=True):
+        found[tile.heads, tile.rows] -= surprise(tile)
+    return found.clamp_(min=0)
 
 
-def received(call: Call, batch: int, heads: Sequence[int]) -> Float[Tensor, "heads key"]:
-    """Return the weight every key receives from all queries; a head's masses sum to its number of queries."""
-    found = torch.zeros(len(call.heads), call.n_keys, dtype=call.exact, device=call.q.device)
-    for some, _, tile in maps.sweep(call, batch, heads):
-        found[some] += tile.sum(1)
-    return found[list(heads)]
+def surprise(tile: tiles.Tile) -> Float[Tensor, "some rows"]:
+    """Return the sum of weight * log(weight) of a tile's rows, which overwrites the tile's logs."""
+    assert tile.logs is not None, "asked for with logs=True"
+    return tile.logs.mul_(tile.weights).sum(-1) * LN2
+
+
+def received(
+    call: Call, batch: int, heads: Sequence[int], counts: Float[Tensor, "#heads query"] | None = None
+) -> Float[Tensor, "heads key"]:
+    """Return the weight every key receives from all queries, each counting as often as `counts` says, or once.
+
+    A head's masses sum to its number of queries, less what goes to sinks of the model's own.
+    """
+    found = torch.zeros(len(heads), call.n_keys, dtype=call.exact, device=call.q.device)
+    for tile in tiles.sweep(call, batch, heads):
+        if counts is None:
+            found[tile.heads, tile.cols] += tile.weights.sum(1)
+        else:
+            some = counts[tile.heads] if len(counts) > 1 else counts
+            rows = some[:, None, tile.rows].expand(len(tile.weights), -1, -1)
+            with maps.full_precision():
+                found[tile.heads, tile.cols] += (rows @ tile.weights)[:, 0]
+    return found
+
+
+def at_offset(call: Call, batch: int, heads: Sequence[int], offset: int) -> Float[Tensor, "heads query"]:
+    """Return what each query gives to the key `offset` places from its own (-1: the one before), 0 outside the text."""
+    keys = call.stands + offset
+    inside = ((keys >= 0) & (keys < call.n_keys)).nonzero()[:, 0]
+    found = torch.zeros(len(heads), call.n_queries, dtype=call.exact, device=call.q.device)
+    found[:, inside] = maps.pairs(call, batch, heads, inside, keys[inside])
+    return found
 
 
 def fewest(row: Float[Tensor, " key"], coverage: float) -> list[int]:
@@ -81,36 +89,64 @@ def fewest(row: Float[Tensor, " key"], coverage: float) -> list[int]:
     return [key for key in order[:enough].tolist() if row[key] > 0]
 
 
-def habits(call: Call, batch: int, heads: Sequence[int], layer: int, separators: Sequence[int]) -> list[Habit]:
-    """Return what each head does; the last query stands at the last key, as in self-attention."""
-    stands = call.stands
-    marks = torch.tensor(list(separators), dtype=torch.long, device=call.q.device)
-    sums = torch.zeros(len(call.heads), 6, dtype=torch.float64, device=call.q.device)
-    n_rows = torch.zeros_like(sums)
-    for some, rows, tile in maps.sweep(call, batch, heads):
-        looks = tile.sum(-1) > 0
-        room = (tile > 0).sum(-1)
-        spread = torch.special.entr(tile).sum(-1) / room.clamp(min=2).log()
-        at = [tile[:, :, 0], tile.index_select(2, marks).sum(-1)]
-        at += [_along(tile, stands[rows] + offset) for offset in (-1, 0, 1)]
-        choice = looks & (room > 1)  # a row with one place to look at says nothing about the head
-        values = torch.stack([*at, spread], -1) * choice[..., None]
-        sums[some] += values.sum(1)
-        n_rows[some] += choice.sum(1, keepdim=True)
-    shares = (sums / n_rows.clamp(min=1))[list(heads)].tolist()
-    return [Habit(layer, call.heads[i], _kind(*share), *share) for i, share in zip(heads, shares)]
+def strongest(
+    call: Call,
+    batch: int,
+    heads: Sequence[int],
+    count: int,
+    *,
+    apart: int = 0,
+    without: Sequence[int] = (),
+    counted: Bool[Tensor, " query"] | None = None,
+) -> list[tuple[int, int, int, float]]:
+    """Return the `count` largest weights of all heads together as (place in heads, row, key, weight), largest first.
+
+    `apart` leaves out links between positions nearer than that; `without` leaves out keys, such as sinks; only
+    queries in `counted` count. Memory is that of one tile and of the answer.
+    """
+    device, part = call.q.device, tiles.Part(counted=counted)
+    best = torch.zeros(0, dtype=call.exact, device=device)
+    places = torch.zeros(0, 3, dtype=torch.long, device=device)
+    hidden = torch.zeros(call.n_keys, dtype=torch.bool, device=device)
+    hidden[list(without)] = True
+    for tile in tiles.sweep(call, batch, heads, part) if count > 0 else ():
+        weights = tile.weights
+        if without:
+            weights.masked_fill_(hidden[tile.cols], 0)
+        if apart:
+            stands = call.stands[tile.rows]
+            if int(stands[0]) - apart < tile.cols.stop and int(stands[-1]) + apart > tile.cols.start:
+                keys = torch.arange(tile.cols.start, tile.cols.stop, device=device)
+                weights.masked_fill_((keys - stands[:, None]).abs() < apart, 0)
+        least = float(best[-1]) if len(best) == count else 0.0
+        if not float(weights.amax()) > least:
+            continue
+        flat = weights.flatten()
+        over = (flat > least).nonzero()[:, 0]
+        if len(over) > count:
+            over = over[flat[over].topk(count).indices]
+        rows, cols = weights.shape[1:]
+        found = torch.stack([over // (rows * cols), over // cols % rows, over % cols], 1)
+        found += torch.tensor([tile.heads.start, tile.rows.start, tile.cols.start], device=device)
+        best, order = torch.cat([best, flat[over]]).sort(descending=True, stable=True)
+        best, places = best[:count], torch.cat([places, found])[order[:count]]
+    return [(h, row, key, weight) for (h, row, key), weight in zip(places.tolist(), best.tolist())]
 
 
-def _along(tile: Tensor, keys: Tensor) -> Tensor:
-    """Return each row's weight on its own key in `keys`, 0 where that lies outside the text."""
-    inside = (keys >= 0) & (keys < tile.shape[-1])
-    index = keys.clamp(0, tile.shape[-1] - 1)[None, :, None].expand(len(tile), -1, 1)
-    return tile.gather(2, index).squeeze(-1) * inside
+def sinks(
+    call: Call, batch: int, heads: Sequence[int], share: float, counted: Bool[Tensor, " query"] | None
+) -> list[tuple[int, int, float]]:
+    """Return (place in heads, key, share) of every key with a mean weight of at least `share`, largest first.
 
-
-def _kind(sink: float, separator: float, previous: float, itself: float, following: float, spread: float) -> str:
-    shares = {"sink": sink, "separator": separator, "previous": previous, "self": itself, "next": following}
-    place = max(shares, key=lambda name: shares[name])
-    if shares[place] >= MOSTLY:
-        return place
-    return "diffuse" if spread >= SPREAD else "mixed"
+    The mean is over the queries that could look at the key and are in `counted` (None: all): with a causal mask that is
+    the importance score of Gu et al. 2025 ("When attention sink emerges in language models", section 3), which calls
+    the first token a sink above 0.3. Keys that fewer than a quarter of the queries could see are left out.
+    """
+    counts = torch.ones(call.n_queries, dtype=call.exact, device=call.q.device)
+    counts = counts if counted is None else counts * counted
+    seen_by = sight.audience(call, batch, heads, counts)
+    means = received(call, batch, heads, counts[None]) / seen_by.clamp(min=1)
+    means = means.masked_fill(seen_by < WIDE_ENOUGH * counts.sum(), 0)
+    found = (means >= share).nonzero()
+    links = [(h, key, float(means[h, key])) for h, key in found.tolist()]
+    return sorted(links, key=lambda link: -link[2])

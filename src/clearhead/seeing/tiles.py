@@ -61,8 +61,22 @@ class Part:
     steps: tuple[int, int] = (1, 1)
 
 
+WHOLE = Part()
+
+
+def part_of(
+    call: Call, batch: int, heads: Sequence[int], of: weighing.Of, counted: Bool[Tensor, " query"] | None
+) -> Part:
+    """Return the whole map of some heads, its weights multiplied as `of` says, only `counted` queries counting."""
+    if isinstance(of, str) and of == "weights":
+        return Part(counted=counted)
+    if isinstance(of, str) and of == "gradient":
+        return Part(counted=counted, gradient=True)
+    return Part(counted=counted, factor=weighing.lengths(call, batch, heads, of).log2().clamp(min=NEVER))
+
+
 @torch.no_grad()
-def sweep(call: Call, batch: int, heads: Sequence[int], part: Part = Part(), *, logs: bool = False) -> Iterator[Tile]:
+def sweep(call: Call, batch: int, heads: Sequence[int], part: Part = WHOLE, *, logs: bool = False) -> Iterator[Tile]:
     """Go once through every weight of `heads` (rows of `call.q`) that is not hidden by the rule."""
     rows = _narrowed(part.rows or range(call.n_queries), part.counted)
     cols = _narrowed(part.cols or range(call.n_keys), sight.seen_keys(call, batch, heads).any(0))
@@ -76,7 +90,7 @@ def sweep(call: Call, batch: int, heads: Sequence[int], part: Part = Part(), *, 
         for top in range(rows.start // height * height, rows.stop, height):
             here = slice(max(top, rows.start), min(top + height, rows.stop))
             left, right = products.visible(here, cols)
-            for edge in range(left // width * width, right, width):
+            for edge in range(left // width * width, right, width) if left < right else ():
                 there = slice(max(edge, left), min(edge + width, right))
                 yield Tile(place, here, there, *products.tile(here, there, room))
 
@@ -95,7 +109,7 @@ class _Products:
         tables = (call.rule.allowed, call.rule.packed)
         self.has_table = any(table is not None and table.shape[2] > 1 for table in tables)
         peak, rest = maps.normaliser(call, batch)
-        self.in_parts = bool(rest.any())  # too large for one number: the long way, see `maps.normaliser`
+        self.in_parts = maps.in_parts(rest)  # too large for one number: the long way
         self.lse = peak[self.index] * LOG2E
         if part.counted is not None:
             self.lse = self.lse.masked_fill(~part.counted, -NEVER)

@@ -22,9 +22,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearhead.errors import WatchError
+from clearhead.seeing import maps
 from clearhead.seeing.call import Call
 
 Of = Literal["weights", "values", "gradient"] | Tensor
+Places = tuple[slice, slice] | tuple[Tensor, Tensor]
+
+
+def weigh(tile: Tensor, call: Call, batch: int, head: int, places: Places, of: Of) -> Float[Tensor, "rows cols"]:
+    """Return a tile of weights of queries x keys at `places`, each multiplied by what `of` says."""
+    rows, cols = places
+    if isinstance(of, str) and of == "gradient":
+        return tile * ByWeight(call, batch, [head]).tile(rows, cols)[0]
+    return tile * lengths(call, batch, [head], of)[0, cols]
 
 
 class ByWeight:
@@ -41,9 +51,7 @@ class ByWeight:
 
     def tile(self, rows: slice | Tensor, cols: slice | Tensor) -> Float[Tensor, "heads rows cols"]:
         """Return the derivatives by the weights of queries `rows` on keys `cols`."""
-        from clearhead.seeing.maps import full_precision
-
-        with full_precision():
+        with maps.full_precision():
             return self.gradient[:, rows] @ self.v[:, :, cols]
 
 
@@ -55,21 +63,19 @@ def values(call: Call, batch: int, heads: Sequence[int]) -> Float[Tensor, "heads
     return call.v[batch][[call.kv_of[h] if grouped else h for h in heads]].to(call.exact)
 
 
-def lengths(
-    call: Call, batch: int, heads: Sequence[int], projection: Float[Tensor, "d_model heads_times_d_value"] | None
-) -> Float[Tensor, "heads key"]:
-    """Return |v_j|, or with `projection` (the weight of the layer's output nn.Linear) |W_O v_j|, for each head."""
-    from clearhead.seeing.maps import full_precision
-
+def lengths(call: Call, batch: int, heads: Sequence[int], of: Of) -> Float[Tensor, "heads key"]:
+    """Return |v_j|, or where `of` is the weight of the layer's output nn.Linear |W_O v_j|, for each head and key."""
     v = values(call, batch, heads)
-    if projection is None:
+    if isinstance(of, str):
+        if of != "values":
+            raise WatchError(f'weights are multiplied by "values", "gradient" or a projection matrix, not by {of!r}')
         return v.norm(dim=-1)
-    width = v.shape[-1]
+    projection, width = of, v.shape[-1]
     if projection.ndim != 2 or projection.shape[1] != call.n_heads * width:
         raise WatchError(
             f"a projection of {call.n_heads} heads with values {width} long has shape (d_model, "
             f"{call.n_heads * width}), as the weight of nn.Linear; got {tuple(projection.shape)}"
         )
-    blocks = projection.detach().to(v).unflatten(1, (call.n_heads, width))
-    with full_precision():
+    blocks = projection.detach().to(v).reshape(-1, call.n_heads, width)
+    with maps.full_precision():
         return torch.stack([(one @ blocks[:, call.heads[h]].mT).norm(dim=-1) for one, h in zip(v, heads)])

@@ -1,0 +1,232 @@
+"""What each head does, in few numbers, and a name where one fits.
+
+The names follow the literature: heads that look at the previous or next token or at a separator (Clark et al. 2019,
+"What does BERT look at?", section 3), at the first token or another one that takes attention nobody needs (Xiao et al.
+2023, "attention sinks"; Gu et al. 2025), at an earlier occurrence of the same token (duplicate-token heads, Wang et al.
+2022, section 3) or at what came after it (induction heads, Olsson et al. 2022: their "prefix matching" score, on a text
+that is said twice). A name says where the weight goes, not why.
+
+One sweep for all numbers. Queries that are padding, or had one key only to look at, say nothing and are left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clearhead.seeing import maps, sight, statistics, tiles
+from clearhead.seeing.call import Call
+
+# A head that puts at least half of its weight somewhere is named after that place. Clark et al. 2019 name heads by the
+# same measure: "more than 50 % of their attention on average to the previous token".
+MOSTLY = 0.5
+SPREAD = 0.9  # entropy over that of looking everywhere alike, from which a head counts as diffuse; our choice
+NEAR = 8  # places to either side that count as near; our choice
+MORE = 2.0  # and "local" is a head that looks near that many times as often as one that looks everywhere alike
+EARLIER = 8  # occurrences of a token that are looked back to, the latest first: work stays O(T)
+
+GLYPHS = {
+    "sink": "|",
+    "separator": ":",
+    "previous": "<",
+    "self": "\\",
+    "next": ">",
+    "duplicate": "=",
+    "induction": "^",
+    "local": "%",
+    "diffuse": "~",
+}
+
+
+@dataclass(frozen=True)
+class Habit:
+    """What one head does over one text. Shares are means over its queries, in [0, 1].
+
+    kind:      the place that gets at least half of the weight ("sink", "separator", "previous", "self", "next",
+               "duplicate", "induction"; the largest wins), else "local", else "diffuse", else "mixed".
+    sink:      what goes to the first key that is no padding.
+    separator: to the positions that were named as such.
+    spread:    entropy of a row over the logarithm of the number of keys it could look at; 1 = to all alike.
+    near:      what goes to keys at most 8 places away; `near_by_chance` would, from a head that looks everywhere alike.
+               "local" is near >= 0.5 and twice what chance gives.
+    distance:  how far away the keys are that it looks at, in tokens: mean of weight * |query - key|.
+    heaviest:  the key that receives most, `heaviest_share` how much; from half on the head is called a sink too.
+    duplicate: what goes to earlier occurrences of the query's own token (the latest 8); None without `tokens`.
+    induction: what goes to the tokens after those.
+    """
+
+    layer: int
+    head: int
+    kind: str
+    sink: float
+    separator: float
+    previous: float
+    itself: float
+    next: float
+    spread: float
+    near: float
+    near_by_chance: float
+    distance: float
+    heaviest: int
+    heaviest_share: float
+    duplicate: float | None = None
+    induction: float | None = None
+
+    @property
+    def glyph(self) -> str:
+        """Return one character that stands for `kind`."""
+        return GLYPHS.get(self.kind, ".")
+
+
+@torch.no_grad()
+def habits(
+    call: Call,
+    batch: int,
+    heads: Sequence[int],
+    layer: int,
+    separators: Sequence[int] = (),
+    tokens: Int[Tensor, " key"] | None = None,
+    counted: Bool[Tensor, " query"] | None = None,
+) -> list[Habit]:
+    """Return what each head does over the queries in `counted` (None: all).
+
+    The last query stands at the last key, as in self-attention.
+    """
+    room = sight.choices(call, batch, heads)
+    said = (room > 1).to(call.exact)  # a row with one place to look at says nothing about the head
+    if counted is not None:
+        said = said * counted
+    said = said.expand(len(heads), -1)
+    first = int(sight.seen_keys(call, batch, heads).any(0).to(torch.uint8).argmax())
+    rows, got = _swept(call, batch, heads, said, [first, *separators])
+    rows["spread"] = rows["entropy"] / room.clamp(min=2).log()
+    rows["chance"] = _near_by_chance(call, room)
+    for name, offset in (("previous", -1), ("itself", 0), ("next", 1)):
+        rows[name] = statistics.at_offset(call, batch, heads, offset)
+    if tokens is not None:
+        rows["duplicate"], rows["induction"] = repeats(call, batch, heads, tokens)
+    count = said.sum(1).clamp(min=1)
+    means = {name: ((values * said).sum(1) / count).tolist() for name, values in rows.items()}
+    most = (got / count[:, None]).max(1)
+    found = []
+    for i, head in enumerate(heads):
+        mean = {name: values[i] for name, values in means.items()}
+        shares = {
+            "sink": mean["sink"],
+            "separator": mean["separator"],
+            "previous": mean["previous"],
+            "itself": mean["itself"],
+            "next": mean["next"],
+            "duplicate": mean.get("duplicate"),
+            "induction": mean.get("induction"),
+        }
+        heaviest, share = int(most.indices[i]), float(most.values[i])
+        rest = (mean["spread"], mean["near"], mean["chance"])
+        kind = _kind(shares, share if heaviest not in separators else 0.0, *rest)
+        found.append(
+            Habit(
+                layer,
+                call.heads[head],
+                kind,
+                spread=mean["spread"],
+                near=mean["near"],
+                near_by_chance=mean["chance"],
+                distance=mean["distance"],
+                heaviest=heaviest,
+                heaviest_share=share,
+                **shares,
+            )
+        )
+    return found
+
+
+def _swept(
+    call: Call, batch: int, heads: Sequence[int], said: Tensor, marks: Sequence[int]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what one sweep tells of every row (heads, query), and what each key receives from rows in `said`.
+
+    `marks` are the first key and the separators.
+    """
+    names = ("entropy", "distance", "near", "sink", "separator")
+    rows = {name: torch.zeros_like(said) for name in names}
+    got = torch.zeros(len(heads), call.n_keys, dtype=call.exact, device=call.q.device)
+    for tile in tiles.sweep(call, batch, heads, tiles.Part(counted=said.any(0)), logs=True):
+        here = tile.heads, tile.rows
+        rows["entropy"][here] -= statistics.surprise(tile)
+        distance, near = _distances(tile, call.stands[tile.rows])
+        rows["distance"][here] += distance
+        rows["near"][here] += near
+        for i, mark in enumerate(marks):
+            if tile.cols.start <= mark < tile.cols.stop:
+                rows["separator" if i else "sink"][here] += tile.weights[:, :, mark - tile.cols.start]
+        with maps.full_precision():
+            got[tile.heads, tile.cols] += (said[here][:, None] @ tile.weights)[:, 0]
+    return rows, got
+
+
+def _distances(tile: tiles.Tile, stands: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away."""
+    weights, first, last = tile.weights, int(stands[0]), int(stands[-1])
+    keys = torch.arange(tile.cols.start, tile.cols.stop, device=weights.device)
+    left, right = (max(0, min(len(keys), at - tile.cols.start)) for at in (first - NEAR, last + NEAR + 1))
+    away = (stands[:, None] - keys[None, left:right]).abs()
+    middle = weights[:, :, left:right]
+    distance = (middle * away).sum(-1)
+    near = (middle * (away <= NEAR)).sum(-1)
+    for some, sign in ((slice(0, left), 1), (slice(right, len(keys)), -1)):
+        if some.stop > some.start:  # all on one side: |i - j| falls apart into i and j, here counted from the first i
+            sums = torch.stack([torch.ones_like(keys[some]), first - keys[some]], 1).to(weights.dtype)
+            with maps.full_precision():
+                mass, ahead = (weights[:, :, some] @ sums).unbind(-1)
+            distance += sign * (ahead + mass * (stands - first))
+    return distance, near
+
+
+def _near_by_chance(call: Call, room: Tensor) -> Tensor:
+    """Return what share of the keys that each query could look at is near, as if all near ones were among them."""
+    ahead = call.n_keys if call.rule.reach is None else 0
+    before = call.stands.clamp(max=NEAR)
+    after = (call.n_keys - 1 - call.stands).clamp(min=0, max=min(NEAR, ahead))
+    return ((before + 1 + after) / room.clamp(min=1)).clamp(max=1)
+
+
+def repeats(
+    call: Call, batch: int, heads: Sequence[int], tokens: Int[Tensor, " key"]
+) -> tuple[Float[Tensor, "heads query"], Float[Tensor, "heads query"]]:
+    """Return what each query gives to earlier occurrences of its token, and to the tokens after those.
+
+    `tokens` are those of the keys. The latest `EARLIER` occurrences are looked at. A token right after an occurrence
+    that is the query itself counts as itself, not as induction.
+    """
+    same, after = (torch.zeros(len(heads), call.n_queries, dtype=call.exact, device=call.q.device) for _ in range(2))
+    tokens = tokens.to(call.q.device)
+    order = tokens.argsort(stable=True)  # occurrences of a token side by side, in the order of the text
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    rows = torch.arange(call.n_queries, device=order.device)
+    for back in range(1, EARLIER + 1):
+        at = place[call.stands[rows]] - back
+        rows, at = rows[at >= 0], at[at >= 0]
+        earlier = order[at]
+        alike = tokens[earlier] == tokens[call.stands[rows]]
+        rows, earlier = rows[alike], earlier[alike]
+        if not len(rows):
+            break
+        same[:, rows] += maps.pairs(call, batch, heads, rows, earlier)
+        apart = earlier + 1 < call.stands[rows]
+        after[:, rows[apart]] += maps.pairs(call, batch, heads, rows[apart], earlier[apart] + 1)
+    return same, after
+
+
+def _kind(shares: dict[str, float | None], heaviest: float, spread: float, near: float, by_chance: float) -> str:
+    known = {name: share for name, share in shares.items() if share is not None}
+    place = max(known, key=lambda name: known[name])
+    if known[place] >= MOSTLY:
+        return "self" if place == "itself" else place
+    if heaviest >= MOSTLY:
+        return "sink"
+    if near >= MOSTLY and near >= MORE * by_chance:
+        return "local"
+    return "diffuse" if spread >= SPREAD else "mixed"
