@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import wave
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from clearhead.checkpoints import load, save
 from clearhead.classification import embed
 from clearhead.cli import main
 from clearhead.data.images import ImageProcessor
+from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.generation import Beams, RepetitionPenalty, Sampled, answers, generate
 from clearhead.models.bert import BertConfig, BertForMaskedLM
@@ -333,6 +335,110 @@ def test_a_picture_that_is_not_there_and_one_for_a_model_of_texts(
     assert (missing.code, missing.out) == (1, "") and "9.png: no such file" in missing.err
     wrong = call("classify", photos / "1.png", "--model", "sentiment")
     assert (wrong.code, wrong.out) == (1, "") and "is a picture, and sentiment labels texts" in wrong.err
+
+
+# ---------------------------------------------------------------- transcribe
+
+
+@pytest.fixture(scope="session")
+def hearing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny Whisper of two languages that hears one second at once."""
+    import tokenizers
+
+    names = [END, "<|start|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
+    pieces = tokenizers.ByteLevelBPETokenizer()
+    pieces.train_from_iterator(TEXTS * 5, vocab_size=330, min_frequency=1, show_progress=False, special_tokens=names)
+    tokenizer = Tokenizer(pieces._tokenizer, {"eos_token": END})
+    folder = tmp_path_factory.mktemp("models") / "whisper"
+    config = EncoderDecoderConfig(
+        vocab_size=tokenizer.vocab_size,
+        n_encoder_layers=1,
+        n_decoder_layers=1,
+        n_mels=8,
+        max_source_len=50,
+        max_target_len=12,
+        positions="learned",
+        norms="before",
+        biases="all_but_keys",
+        embedding_scale=1.0,
+        activation="gelu",
+        pad_id=0,
+        start_id=1,
+        end_id=0,
+        **SIZES,
+    )
+    save(shaken(EncoderDecoder(config)), folder, family="whisper", tokenizer=tokenizer)
+    SoundProcessor(n_mels=8, seconds=1).save(folder)
+    said = {
+        "is_multilingual": True,
+        "lang_to_id": {"<|en|>": 2, "<|de|>": 3},
+        "suppress_tokens": [1, 2, 3, 4, 5],
+        "begin_suppress_tokens": [0, 40],
+    }
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    return folder
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """Return a second and a half of noise as a .wav file."""
+    path = tmp_path / "speech.wav"
+    noise = np.random.default_rng(0).integers(-9000, 9000, 24_000, dtype=np.int16)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(noise.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("argv", "language"), [(["--language", "de"], 3), (["--language", "en"], 2), ([], None)])
+def test_transcribe_writes_what_the_model_hears_piece_by_piece(
+    argv: list[str], language: int | None, call: Any, hearing: Path, speech: Path
+) -> None:
+    model, tokenizer = load(hearing), Tokenizer.load(hearing)
+    sounds = SoundProcessor.load(hearing).read(speech)
+    assert len(sounds) == 2
+    if language is None:
+        with torch.no_grad():
+            scores = model(sounds[0][None], torch.tensor([[1]]))[0, -1]
+        language = 2 if scores[2] > scores[3] else 3
+    expected = []
+    for sound in sounds:
+        written: list[int] = []
+        while len(written) < 8 and 0 not in written:  # twelve places, four of which are the beginning
+            with torch.no_grad():
+                scores = model(sound[None], torch.tensor([[1, language, 4, 5, *written]]))[0, -1]
+            scores[[1, 2, 3, 4, 5, *([] if written else [0, 40])]] = -torch.inf
+            written.append(int(scores.argmax()))
+        expected.append(tokenizer.decode(written).strip())
+    (found,) = call("transcribe", speech, "--model", hearing, "--json", *argv).json
+    assert found == {"file": str(speech), "written": " ".join(expected)}
+    assert len(call("transcribe", speech, speech, "--model", hearing, *argv).out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["{speech}"], 2, "no model that hears ships"),
+        ([], 2, "nothing to hear"),
+        (["nowhere.wav", "--model", "{hearing}"], 1, "nowhere.wav: cannot be read"),
+        (["{hearing}/config.json", "--model", "{hearing}"], 1, "is no .wav"),
+        (["{speech}", "--model", "{hearing}", "--language", "fr"], 1, "no language 'fr'; known: de, en"),
+        (["{speech}", "--model", "sentiment"], 1, "expects an encoder-decoder that hears"),
+    ],
+)
+def test_a_sound_that_cannot_be_heard(
+    argv: list[str], code: int, said: str, call: Any, hearing: Path, speech: Path
+) -> None:
+    done = call("transcribe", *(one.format(hearing=hearing, speech=speech) for one in argv))
+    assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
+    assert said in done.err
+
+
+def test_a_model_that_hears_is_for_transcribe(call: Any, hearing: Path) -> None:
+    for verb in ("translate", "see"):
+        assert "It is for transcribe; " in call(verb, "x", "--model", hearing).err
 
 
 # ---------------------------------------------------------------- derive and see, on every kind

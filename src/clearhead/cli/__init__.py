@@ -1,6 +1,6 @@
 """The command line: verbs, glued from the rooms of the house.
 
-    clearhead classify | embed | generate | translate | derive | see | train | models
+    clearhead classify | embed | generate | translate | transcribe | derive | see | train | models
 
 What a person can type is in `commands.py`, one typed function a verb. What a verb does is in the module named like the
 room it opens, imported when it is needed, so that `--help` waits for no PyTorch. Here is what all have in common: how
@@ -29,7 +29,8 @@ clearhead {__version__}: see what attention does
   clearhead derive   "attention is not too shabby"     attention in eight steps, with this sentence's numbers
   clearhead see      "attention is not too shabby"     every head, and what a word looks at
 
-Also: embed, generate, translate, train, models, --version. More: clearhead --help, clearhead classify --help
+Also: embed, generate, translate, transcribe, train, models, --version.
+More: clearhead --help, clearhead classify --help
 """
 
 

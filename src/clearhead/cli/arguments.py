@@ -13,7 +13,9 @@ HARDEST = "(default: where WORD looks hardest at another word)"
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 Texts = Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="(default: standard input)")]
-Sounds = Annotated[tuple[Path, ...], arg(metavar="FILE ...")]
+Sounds = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
+Hearer = Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")]
+Language = Annotated[str | None, arg(metavar="CODE", help_behavior_hint="(default: what the model takes it for)")]
 Files = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
 Model = Annotated[str, arg(metavar="MODEL")]
 Sorter = Annotated[

@@ -17,7 +17,9 @@ from clearhead.cli.arguments import (
     Device,
     Files,
     Flag,
+    Hearer,
     Labels,
+    Language,
     Length,
     Model,
     Out,
@@ -25,6 +27,7 @@ from clearhead.cli.arguments import (
     Recipe,
     Rounding,
     Sorter,
+    Sounds,
     Start,
     Target,
     Texts,
@@ -167,6 +170,31 @@ def translate(
     )
 
 
+def transcribe(
+    files: Positional[Sounds] = (),
+    /,
+    *,
+    language: Language = None,
+    beams: Count = None,
+    model: Hearer = None,
+    json: Flag = False,
+    threads: Threads = None,
+) -> None:
+    """Write down what is said in a .wav file.
+
+    Args:
+        files: One argument is one sound.
+        language: What is spoken: en, de, ...
+        beams: Follow the N likeliest answers, and give the best.
+        model: A Whisper: a checkpoint folder or a hub name. None ships.
+        json: Print {"file", "written"} for every sound, one object a line.
+        threads: Use N threads.
+    """
+    from clearhead.cli import transcription
+
+    transcription.run(files, language=language, beams=beams, model=model, as_json=json, threads=threads)
+
+
 def derive(
     texts: Positional[Texts] = (),
     /,
@@ -267,7 +295,9 @@ def models(*, json: Flag = False) -> None:
 
 def dispatch(argv: Sequence[str]) -> None:
     """Let tyro find the command and call it; it leaves by SystemExit after `--help` and after what it cannot read."""
-    verbs = {verb.__name__: verb for verb in (classify, embed, generate, translate, derive, see, train, models)}
+    verbs = {
+        verb.__name__: verb for verb in (classify, embed, generate, translate, transcribe, derive, see, train, models)
+    }
     check(argv, verbs)
     tyro.extras.subcommand_cli_from_dict(
         verbs,

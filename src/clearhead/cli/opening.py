@@ -47,7 +47,7 @@ def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
     folder = find(name)
     model = load(folder)
     if verb not in (fits := verbs_for(model)):
-        others = f"It is for {', '.join(fits[:-1])} and {fits[-1]}" if fits else "It is for Python: clearhead.load"
+        others = f"It is for {' and '.join(filter(None, (', '.join(fits[:-1]), fits[-1])))}"
         raise InputError(
             f"{name} is a {type(model).__name__}: `clearhead {verb}` expects {EXPECTED[verb]}. {others}; "
             f"`clearhead models` lists what ships"
@@ -58,5 +58,5 @@ def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
 def verbs_for(model: nn.Module) -> tuple[str, ...]:
     """Return the commands that a model is for."""
     if isinstance(model, EncoderDecoder):
-        return ("translate", *WATCHED) if model.front is None else ()
+        return ("translate", *WATCHED) if model.front is None else ("transcribe",)
     return next((verbs for kinds, verbs in FITS if isinstance(model, kinds)), WATCHED)
