@@ -176,7 +176,7 @@ def test_bfloat16_on_a_cpu_attends_by_the_formula_and_leaves_torch_as_it_was() -
     gradient = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, (q, k, v), gradient)
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    with autocast(torch.device("cpu"), "bf16"):
+    with autocast(torch.device("cpu"), make_recipe(training={"precision": "bf16"})):
         assert SDPBackend.MATH.value == torch._fused_sdp_choice(q, k, v)
         seen = F.scaled_dot_product_attention(q, k, v)
     assert seen.dtype == torch.bfloat16
@@ -185,5 +185,7 @@ def test_bfloat16_on_a_cpu_attends_by_the_formula_and_leaves_torch_as_it_was() -
         assert (ours - exact).norm() < 0.02 * exact.norm()
     assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
     assert torch.backends.cuda.flash_sdp_enabled() and torch._fused_sdp_choice(q, k, v) != SDPBackend.MATH.value
-    with autocast(torch.device("cpu"), "fp32"):
-        assert torch._fused_sdp_choice(q, k, v) != SDPBackend.MATH.value
+    long = {"training": {"precision": "bf16"}, "data": {"max_len": 4_096}}
+    for other in (make_recipe(), make_recipe(**long)):
+        with autocast(torch.device("cpu"), other):
+            assert torch._fused_sdp_choice(q, k, v) != SDPBackend.MATH.value

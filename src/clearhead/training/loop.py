@@ -31,6 +31,8 @@ from clearhead.training.objectives import Objective
 from clearhead.training.optimizer import build_optimizers, lr_share, named_parameters, set_lr
 from clearhead.training.recipe import Recipe
 
+FORMULA = 1_024  # tokens; the weights of longer texts would take more memory than they save time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -137,7 +139,7 @@ def train(learner: Learner, objective: Objective[Any], recipe: Recipe, *, n_step
         for batch, count in zip(batches, counts):
             if count == 0:
                 continue  # a batch that asks nothing
-            with autocast(device, training.precision):
+            with autocast(device, recipe):
                 share = objective.loss(model, batch.to(device)) * (count / sum(counts))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
@@ -171,21 +173,21 @@ def evaluate(model: nn.Module, objective: Objective[Any], batches: Iterable[Any]
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     model.eval()
-    with autocast(device, recipe.training.precision):
+    with autocast(device, recipe):
         return objective.evaluate(model, (objective.prepare(batch, generator).to(device) for batch in batches))
 
 
 @contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Multiply matrices in bfloat16 where `precision` is "bf16"; everything delicate stays float32.
+def autocast(device: torch.device, recipe: Recipe) -> Iterator[None]:
+    """Multiply matrices in bfloat16 where the recipe says "bf16"; everything delicate stays float32.
 
-    On a CPU attention is then computed by the formula, every weight of it in bfloat16: forwards and backwards that
-    takes 0.3 of the fused kernel's time at 50 tokens, 0.6 at 512 (LOG.md, 2026-11-23).
+    On a CPU attention over up to FORMULA tokens is then computed by the formula, every weight of it in bfloat16:
+    forwards and backwards that takes 0.3 of the fused kernel's time at 50 tokens, 0.6 at 512 (LOG.md, 2026-11-23).
     """
-    lowered = precision == "bf16"
+    lowered = recipe.training.precision == "bf16"
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=lowered))
-        if lowered and device.type == "cpu":
+        if lowered and device.type == "cpu" and recipe.data.max_len <= FORMULA:
             stack.callback(torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp, _formula_in_bf16())
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # of the CPU too, whatever its name
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
