@@ -31,7 +31,7 @@ PUBLIC = """
     EncoderDecoderConfig FeedForward GPT GPTConfig GPTForCausalLM GatedFeedForward InputError Interrupted KVCache
     LayerCache LearnedPositions Mask MissingExtra MultiHeadAttention Order RMSNorm Recording RelativeBias Rotary
     RotaryConfig ShapeError SinusoidalPositions Tokenizer TrainingError ViT ViTConfig ViTForImageClassification
-    WatchError attend attention_map classify derive edit effect embed fastest find find_word generate load
+    WatchError attend attention_map classify derive edit effect embed estimate fastest find find_word generate load
     open_recording pack post_norm pre_norm run_recipe save watch with_head
 """.split()
 

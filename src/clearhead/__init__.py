@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from clearhead.packed import pack
     from clearhead.positions import ALiBi, LearnedPositions, Order, RelativeBias, SinusoidalPositions
     from clearhead.rotary import Rotary
-    from clearhead.seeing import Edits, Effects, Recording, edit, effect, open_recording, watch
+    from clearhead.seeing import Edits, Effects, Recording, edit, effect, estimate, open_recording, watch
     from clearhead.training.run import run_recipe
 
 __version__ = "0.1.0"
@@ -87,7 +87,7 @@ _HOME = {
     "clearhead.packed": ("pack",),
     "clearhead.positions": ("ALiBi", "LearnedPositions", "Order", "RelativeBias", "SinusoidalPositions"),
     "clearhead.rotary": ("Rotary",),
-    "clearhead.seeing": ("Edits", "Effects", "Recording", "edit", "effect", "open_recording", "watch"),
+    "clearhead.seeing": ("Edits", "Effects", "Recording", "edit", "effect", "estimate", "open_recording", "watch"),
     "clearhead.training.run": ("run_recipe",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -8,6 +8,7 @@ Reading order: recorder -> sites -> recording -> questions -> call -> maps -> ti
 
 from clearhead.seeing.editing import Edits, edit
 from clearhead.seeing.effects import Effect, Effects, effect
+from clearhead.seeing.estimate import Estimate, estimate
 from clearhead.seeing.habits import Habit
 from clearhead.seeing.pyramid import Pyramid
 from clearhead.seeing.recorder import watch
@@ -19,6 +20,7 @@ __all__ = [
     "Edits",
     "Effect",
     "Effects",
+    "Estimate",
     "Habit",
     "Layer",
     "Link",
@@ -28,6 +30,7 @@ __all__ = [
     "Unseen",
     "edit",
     "effect",
+    "estimate",
     "open_recording",
     "watch",
 ]

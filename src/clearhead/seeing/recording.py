@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from clearhead.errors import WatchError
+from clearhead.seeing import peers
 from clearhead.seeing.call import Call, taken
 from clearhead.seeing.summaries import Summaries
 
@@ -147,6 +149,30 @@ class Recording(Summaries):
         from clearhead.seeing.saving import save
 
         save(self, Path(path), words)
+
+    def to_dense(
+        self,
+        layer: int | str | None = None,
+        *,
+        batch: int | None = None,
+        call: int = -1,
+        limit: int | None = peers.LIMIT,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return weights as transformers does for `output_attentions`: batch x head x query x key, a tuple of layers.
+
+        Of one `layer` the table alone; of one text (`batch`) tables of one. Heads and rows are those that were kept.
+        Raises WatchError above `limit` weights, unless that is None. BertViz draws what this returns, for one text.
+        """
+        calls = [self.call(one, call) for one in (self.numbers if layer is None else [layer])]
+        if batch is not None and (few := [one.batch for one in calls if not 0 <= batch < one.batch]):
+            raise WatchError(f"there are {few[0]} texts, counted from 0: there is no text {batch}")
+        peers.refuse_too_many(calls, batch, limit)
+        tables = tuple(peers.dense(one, batch) for one in calls)
+        return tables if layer is None else tables[0]
+
+    def cache(self, *, call: int = -1) -> peers.Patterns:
+        """Return the weights by the names of TransformerLens: `cache["blocks.0.attn.hook_pattern"]`, computed then."""
+        return peers.Patterns({layer: self.call(layer, call) for layer in self.numbers})
 
     def call(self, layer: int | str, call: int = -1) -> Call:
         """Return one call of a layer as it was recorded."""
