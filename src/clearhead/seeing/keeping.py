@@ -9,6 +9,7 @@ exactly. A cache that rotates, a beam that was exchanged or another text then si
 comparison reads as much memory as the attention of that step does. Next: `rule.py`.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,10 +184,8 @@ def chosen(rows: slice | Sequence[int], n: int) -> Sequence[int]:
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     """Say whether two tensors of one shape and dtype hold the same bits: eight bytes at a time is four times faster."""
-    try:
+    with contextlib.suppress(RuntimeError):  # of a head of an odd size, or not one number after the other
         one, other = one.view(torch.int64), other.view(torch.int64)
-    except RuntimeError:  # a head of an odd size, or not one number after the other
-        pass
     return torch.equal(one, other)
 
 
