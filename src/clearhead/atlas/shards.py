@@ -28,12 +28,17 @@ class World:
     local_rank: int = 0
 
     @classmethod
+    def here(cls) -> "World":
+        """Return which process the environment says this is."""
+        return cls(
+            *(int(os.environ.get(name, low)) for name, low in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        )
+
+    @classmethod
     @contextmanager
     def joined(cls) -> Iterator["World"]:
         """Join the others while the body runs, if there are any."""
-        world = cls(
-            *(int(os.environ.get(name, low)) for name, low in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-        )
+        world = cls.here()
         if world.size == 1:
             yield world
             return

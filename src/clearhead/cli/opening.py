@@ -24,14 +24,15 @@ EXPECTED = {
     "transcribe": "an encoder-decoder that hears, such as a Whisper",
     "derive": "a model that reads text or pictures",
     "see": "a model that reads text or pictures",
+    "effect": "a classifier of texts, or a decoder such as a GPT",
 }
 LABELS_TEXTS = BertForSequenceClassification | ModernBertForSequenceClassification
 LABELS_PICTURES = ViTForImageClassification | DistilledViTForImageClassification
 READS_TEXTS = Bert | BertForMaskedLM | BertForTokenClassification | ModernBert | ModernBertForMaskedLM
 FITS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (LABELS_TEXTS, ("classify", "embed", *WATCHED)),
+    (LABELS_TEXTS, ("classify", "embed", "effect", *WATCHED)),
     (READS_TEXTS, ("embed", *WATCHED)),
-    (GPTForCausalLM, ("generate", *WATCHED)),
+    (GPTForCausalLM, ("generate", "effect", *WATCHED)),
     (LABELS_PICTURES, ("classify", *WATCHED)),
 )
 SHIPPED = {"sentiment": "of texts", "pictures": "of pictures", "novels": "that writes", "pronounce": "that translates"}
