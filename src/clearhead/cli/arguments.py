@@ -12,6 +12,7 @@ from clearhead.cli.output import refuse
 HARDEST = "(default: where WORD looks hardest at another word)"
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
+Text = Annotated[str, arg(metavar="TEXT")]
 Texts = Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="(default: standard input)")]
 Sounds = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
 Hearer = Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")]

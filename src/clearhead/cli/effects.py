@@ -41,12 +41,12 @@ def run(
     tokens, words = torch.tensor([encoded.ids]), encoded.pieces
     where: dict[str, int | None] = {}
     if over == "links":
-        from clearhead.cli.reading import require_place
+        from clearhead.cli.reading import Asked, require_place
         from clearhead.explorer.view import look, pick_query
 
         with watch(reader) as seen, torch.no_grad():
             reader(tokens)
-        require_place(seen, layer, head)
+        require_place(seen, Asked(query, layer, head))
         place = pick_query(words, encoded.special) if query is None else find_word(words, query)
         view = look(seen, words, encoded.special, query=place, layer=layer, head=head)
         where = {"layer": view.layer, "head": view.head, "query": place}
