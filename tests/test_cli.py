@@ -30,7 +30,19 @@ from clearhead.models.bert import Bert, BertConfig, BertForMaskedLM, BertForSequ
 TEXT = "attention is not too shabby"
 TEXTS = (TEXT, "attention is too shabby", "a film, and what a film!", "is it not?", "Zürich — 東京")
 LABELS = ("negative", "neutral", "positive")
-COMMANDS = ("classify", "embed", "generate", "translate", "transcribe", "derive", "see", "effect", "profile", "train", "models")
+COMMANDS = (
+    "classify",
+    "embed",
+    "generate",
+    "translate",
+    "transcribe",
+    "derive",
+    "see",
+    "effect",
+    "profile",
+    "train",
+    "models",
+)
 MAX_LEN = 24
 GOLDEN = Path(__file__).parent / "cli_help.txt"
 
