@@ -58,6 +58,11 @@ def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
 
 def verbs_for(model: nn.Module) -> tuple[str, ...]:
     """Return the commands that a model is for."""
-    if isinstance(model, EncoderDecoder):
-        return ("translate", *WATCHED) if model.front is None else ("transcribe",)
-    return next((verbs for kinds, verbs in FITS if isinstance(model, kinds)), WATCHED)
+    return verbs_of(type(model), hears=isinstance(model, EncoderDecoder) and model.front is not None)
+
+
+def verbs_of(kind: type[nn.Module], *, hears: bool = False) -> tuple[str, ...]:
+    """Return the commands that models of a class are for."""
+    if issubclass(kind, EncoderDecoder):
+        return ("transcribe",) if hears else ("translate", *WATCHED)
+    return next((verbs for kinds, verbs in FITS if issubclass(kind, kinds)), WATCHED)
