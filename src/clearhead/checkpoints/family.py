@@ -53,7 +53,8 @@ class Family(Generic[C]):
     A table that depends on the config is a function of it; rules for what a model has not are skipped anyway.
     `n_layers` counts the layers of each stack. `pooler` is how text classifiers bend what the first token says.
     `plain` is a config without what the family has no words for and no need of: two configs that are alike so far are
-    one to it. `respelled` are keys that `write_config` says in other words.
+    one to it. `respelled` are keys that `write_config` says in other words. `names_itself`: config.json says
+    model_type, architectures and dtype, as transformers' do, and the weights' file its format.
     """
 
     model_type: str
@@ -65,6 +66,7 @@ class Family(Generic[C]):
     plain: Callable[[C], C] = as_it_is
     respelled: Collection[str] = ()
     pooler: str | None = None
+    names_itself: bool = True
 
     def table(self, head: type[nn.Module], config: C) -> Table:
         """Return the tensors of this model."""
@@ -230,11 +232,13 @@ def write_config(
     """
     config = family.plain(config)
     architecture = next(name for name, known in family.architectures.items() if known is head)
-    published = {**kept, "architectures": [architecture], "model_type": family.model_type}
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    stated = [key for key in ("dtype", "torch_dtype") if key in kept]  # transformers 5 and before
-    if stated or dtype != "float32":  # which is what leaving it out means
-        published |= dict.fromkeys(stated or ["dtype"], dtype)
+    published = dict(kept)
+    if family.names_itself:
+        published |= {"architectures": [architecture], "model_type": family.model_type}
+        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        stated = [key for key in ("dtype", "torch_dtype") if key in kept]  # transformers 5 and before
+        if stated or dtype != "float32":  # which is what leaving it out means
+            published |= dict.fromkeys(stated or ["dtype"], dtype)
     where = f"a {family.model_type} checkpoint cannot describe this model"
     if kept and family.plain(read_config(family, published, architecture, tensors, where=where)) == config:
         return published

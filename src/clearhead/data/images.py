@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from clearhead.data.preprocessing import BILINEAR, read_words, write_words
+from clearhead.data.preprocessing import BILINEAR, read_timm, read_words, write_words
 from clearhead.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -77,15 +77,22 @@ class ImageProcessor:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     n_channels: int = 3
+    rounds: bool = False  # where the middle is between two pixels: the one before, or (timm) the even one
 
     @classmethod
     def load(cls, folder: str | Path) -> "ImageProcessor":
-        """Return the processor of a checkpoint folder; CheckpointError where it does what is not done here."""
-        path = Path(folder) / PREPROCESSOR
-        if not path.is_file():
+        """Return the processor of a checkpoint folder; CheckpointError where it does what is not done here.
+
+        It is in preprocessor_config.json, or in timm's config.json.
+        """
+        path, config_path = Path(folder) / PREPROCESSOR, Path(folder) / "config.json"
+        config = _json(config_path) if config_path.is_file() else {}
+        if not path.is_file() and "pretrained_cfg" not in config:
             raise CheckpointError(f"{folder} holds no {PREPROCESSOR}, which says how its model wants pictures")
-        config = _json(Path(folder) / "config.json") if (Path(folder) / "config.json").is_file() else {}
         try:
+            if not path.is_file():
+                path = config_path
+                return cls(**read_timm(config["pretrained_cfg"]))
             return cls(**read_words(_json(path), config.get("num_channels", 3)))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
@@ -115,7 +122,7 @@ class ImageProcessor:
             height, width = _sides(image.height, image.width, self.resize)
             image = image.resize((width, height), resample=Image.Resampling(self.resample))
         pixels = _to_tensor(image)
-        return pixels if self.crop is None else _middle(pixels, self.crop)
+        return pixels if self.crop is None else _middle(pixels, self.crop, rounds=self.rounds)
 
     def normalise(
         self, pixels: UInt8[Tensor, "*batch channels height width"]
@@ -182,13 +189,14 @@ def _sides(height: int, width: int, size: tuple[int, int] | int) -> tuple[int, i
     return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
 
 
-def _middle(pixels: Tensor, crop: tuple[int, int]) -> Tensor:
+def _middle(pixels: Tensor, crop: tuple[int, int], *, rounds: bool) -> Tensor:
     """Return the middle of a picture, with black around where it is too small."""
     height, width = crop
     more_rows, more_columns = max(height - pixels.shape[-2], 0), max(width - pixels.shape[-1], 0)
     around = (more_columns // 2, math.ceil(more_columns / 2), more_rows // 2, math.ceil(more_rows / 2))
     pixels = torch.nn.functional.pad(pixels, around)
-    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    whole = round if rounds else math.floor
+    top, left = whole((pixels.shape[-2] - height) / 2), whole((pixels.shape[-1] - width) / 2)
     return pixels[:, top : top + height, left : left + width]
 
 

@@ -1,4 +1,4 @@
-"""preprocessor_config.json: what transformers' image processors of ViT, DeiT and DINOv2 do, both ways.
+"""preprocessor_config.json: what transformers' image processors of ViT, DeiT and DINOv2 do, both ways. And timm's.
 
 Every key is read, or has one value that is done here, or changes no pixel, or is refused. Used by `images.py`.
 """
@@ -74,6 +74,29 @@ def read_words(words: Mapping[str, Any], n_channels: int) -> dict[str, Any]:
     )
 
 
+def read_timm(words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an ImageProcessor that `pretrained_cfg` of a timm config.json describes."""
+    names = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5, "random": 2}
+    sides, share = words.get("input_size", [3, 224, 224]), words.get("crop_pct") or 0.875
+    if not isinstance(sides, list) or len(sides) != 3 or sides[1] != sides[2] or not all(map(_side, sides)):
+        raise CheckpointError(f"input_size: expected channels and the two equal sides of a square, got {sides!r}")
+    if words.get("crop_mode", "center") not in (None, "center") or words.get("crop_border_pixels"):
+        raise CheckpointError(
+            f"crop_mode {words.get('crop_mode')!r}, which changes what the model sees, is not done here"
+        )
+    name = words.get("interpolation", "bilinear")
+    _checked("crop_pct", _number("crop_pct", share), "a number above 0", lambda number: number > 0)
+    return dict(
+        resize=math.floor(sides[1] / share),
+        resample=_checked("interpolation", names.get(name), f"one of {', '.join(names)}", lambda n: n is not None),
+        crop=(sides[1], sides[2]),
+        mean=_channels("mean", words.get("mean", [0.485, 0.456, 0.406]), sides[0]),
+        std=_channels("std", words.get("std", [0.229, 0.224, 0.225]), sides[0]),
+        n_channels=_checked("input_size", sides[0], "1 or 3 channels", lambda n: n in (1, 3)),
+        rounds=True,
+    )
+
+
 def write_words(
     *,
     resize: tuple[int, int] | int | None,
@@ -83,8 +106,12 @@ def write_words(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     n_channels: int,
+    rounds: bool,
 ) -> dict[str, Any]:
-    """Return the fields of an ImageProcessor in transformers' words: `read_words` backwards."""
+    """Return the fields of an ImageProcessor in transformers' words: `read_words` backwards.
+
+    They have none for `rounds`: a crop of an odd margin is then one pixel to the left.
+    """
     words: dict[str, Any] = {"image_processor_type": "ViTImageProcessor" if crop is None else "DeiTImageProcessor"}
     words |= {"do_resize": resize is not None, "resample": resample, "do_center_crop": crop is not None}
     if isinstance(resize, int):

@@ -48,6 +48,7 @@ class ViTConfig:
     positions: Literal["learned", "sincos"] = "learned"
     antialias: bool = False  # when positions are resampled to fewer patches (Darcet et al. 2023: True)
     class_token: bool = True
+    class_position: bool = True  # whether it has a position (DeiT III: only patches have; Touvron et al. 2022)
     distilled_token: bool = False  # a second one, that learned from another model (DeiT; Touvron et al. 2020)
     mask_token: bool = False  # what stands for a hidden patch (DINOv2's pre-training; Oquab et al. 2023)
     n_registers: int = 0  # vectors of no patch and no position, to think on (Darcet et al. 2023)
@@ -83,7 +84,7 @@ class ViTConfig:
 
     @property
     def n_placed(self) -> int:
-        """How many tokens before the patches have a position of their own."""
+        """How many tokens stand before the registers and the patches."""
         return self.class_token + self.distilled_token
 
     @property
@@ -116,7 +117,7 @@ class PatchEmbeddings(nn.Module):
         self.registers = _vectors(config.n_registers, config.d_model)
         self.mask_token = nn.Parameter(torch.zeros(1, config.d_model)) if config.mask_token else None
         if config.positions == "learned":
-            n_places = config.n_placed + math.prod(config.grid)
+            n_places = config.n_placed * config.class_position + math.prod(config.grid)
             self.positions = nn.Parameter(nn.init.normal_(torch.empty(1, n_places, config.d_model), std=0.02))
         self.dropout = nn.Dropout(config.dropout)
 
@@ -155,6 +156,12 @@ class PatchEmbeddings(nn.Module):
         n_placed = self.config.n_placed
         if self.config.positions == "sincos":
             return F.pad(sincos_grid(grid, self.config.d_model, self.patches.weight.device), (0, 0, n_placed, 0))
+        if not self.config.class_position:
+            return F.pad(self._resampled(grid, 0), (0, 0, n_placed, 0))
+        return self._resampled(grid, n_placed)
+
+    def _resampled(self, grid: tuple[int, int], n_placed: int) -> Float[Tensor, "1 places d_model"]:
+        """Return the learned positions, those after `n_placed` resampled to a grid of another size."""
         if grid == self.config.grid:
             return self.positions
         before, on_patches = self.positions[:, :n_placed], self.positions[:, n_placed:].float()
