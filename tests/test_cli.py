@@ -30,7 +30,19 @@ from clearhead.models.bert import Bert, BertConfig, BertForMaskedLM, BertForSequ
 TEXT = "attention is not too shabby"
 TEXTS = (TEXT, "attention is too shabby", "a film, and what a film!", "is it not?", "Zürich — 東京")
 LABELS = ("negative", "neutral", "positive")
-COMMANDS = ("classify", "embed", "generate", "translate", "transcribe", "derive", "see", "train", "models")
+COMMANDS = (
+    "classify",
+    "embed",
+    "generate",
+    "translate",
+    "transcribe",
+    "derive",
+    "see",
+    "effect",
+    "profile",
+    "train",
+    "models",
+)
 MAX_LEN = 24
 GOLDEN = Path(__file__).parent / "cli_help.txt"
 
@@ -497,6 +509,7 @@ def test_a_shipped_model_is_described_by_its_card(folder: Path, tmp_path: Path) 
     card.unlink()
     assert (shipped.name, shipped.task, shipped.labels) == ("tiny", "text-classification", LABELS)
     assert (shipped.licence, shipped.summary) == ("apache-2.0", "It says things.")
+    assert shipped.commands == ("classify", "embed", "derive", "see")
     assert shipped.bytes > (folder / "model.safetensors").stat().st_size
 
 

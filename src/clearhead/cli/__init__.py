@@ -1,6 +1,6 @@
 """The command line: verbs, glued from the rooms of the house.
 
-    clearhead classify | embed | generate | translate | transcribe | derive | see | train | models
+    clearhead classify | embed | generate | translate | transcribe | derive | see | effect | profile | train | models
 
 What a person can type is in `commands.py`, one typed function a verb. What a verb does is in the module named like the
 room it opens, imported when it is needed, so that `--help` waits for no PyTorch. Here is what all have in common: how
@@ -29,7 +29,7 @@ clearhead {__version__}: see what attention does
   clearhead derive   "attention is not too shabby"     attention in eight steps, with this sentence's numbers
   clearhead see      "attention is not too shabby"     every head, and what a word looks at
 
-Also: embed, generate, translate, transcribe, train, models, --version.
+Also: embed, generate, translate, transcribe, effect, profile, train, models, --version.
 More: clearhead --help, clearhead classify --help
 """
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif argv == ["--version"]:
             print(f"clearhead {__version__}")
         else:
-            if ours and argv[0] != "train":  # which may compile
+            if ours and argv[0] not in ("train", "profile"):  # which may compile
                 from clearhead.cli.startup import hasten
 
                 hasten()

@@ -12,6 +12,7 @@ from clearhead.cli.output import refuse
 HARDEST = "(default: where WORD looks hardest at another word)"
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
+Text = Annotated[str, arg(metavar="TEXT")]
 Texts = Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="(default: standard input)")]
 Sounds = Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")]
 Hearer = Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")]
@@ -40,7 +41,10 @@ Data = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default
 Start = Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="(default: as the recipe says)")]
 Out = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: runs/NAME-OF-RECIPE)")]
 Device = Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: as the recipe says)")]
+Corpus = Annotated[tuple[Path, ...], arg(metavar="CORPUS ...", help_behavior_hint="(default: standard input)")]
+Atlas = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: profiles/NAME-OF-MODEL)")]
 Vectors = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: standard output)")]
+Taken = Literal["heads", "layers", "links", "tokens"]
 Rounding = Literal["fp32", "bf16"]
 Weights = Literal["fp32", "bf16", "int8"]
 Length = Annotated[int, arg(metavar="N")]

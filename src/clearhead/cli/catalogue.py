@@ -1,8 +1,10 @@
 """`clearhead models`: what ships, as its cards and configs say, and which published checkpoints open."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from clearhead.cli.output import dump
 
@@ -17,6 +19,7 @@ class Shipped:
     bytes: int
     licence: str
     summary: str
+    commands: tuple[str, ...]
 
     @classmethod
     def read(cls, folder: Path) -> "Shipped":
@@ -36,7 +39,17 @@ class Shipped:
             bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
             licence=fields.get("license", "see its card").strip(),
             summary=prose[0] if prose else "",
+            commands=commands_for(config),
         )
+
+
+def commands_for(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the commands that a checkpoint is for, as its config.json says."""
+    from clearhead.checkpoints import FAMILIES
+    from clearhead.cli.opening import verbs_of
+
+    kind = FAMILIES[config["model_type"]].architectures[config["architectures"][0]]
+    return verbs_of(kind, hears=config["model_type"] == "whisper")
 
 
 def run(*, as_json: bool) -> None:
@@ -54,6 +67,7 @@ def run(*, as_json: bool) -> None:
         labels = f" ({', '.join(model.labels)})" if model.labels else ""
         print(f"  {model.name}: {model.task}{labels}, {model.bytes / 1e6:.0f} MB, {model.licence}")
         print(f"    {model.summary}")
+        print(f"    for: {', '.join(model.commands)}")
     print("\nCheckpoints that open, from a folder or the hub (organisation/model), by model_type:")
     for name, architectures in families.items():
         print(f"  {name}: {', '.join(architectures)}")

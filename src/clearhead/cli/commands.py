@@ -37,6 +37,7 @@ from clearhead.cli.arguments import (
     Weights,
     Word,
 )
+from clearhead.cli.commands_for_heads import effect, profile
 from clearhead.cli.usage import check
 
 
@@ -296,7 +297,8 @@ def models(*, json: Flag = False) -> None:
 def dispatch(argv: Sequence[str]) -> None:
     """Let tyro find the command and call it; it leaves by SystemExit after `--help` and after what it cannot read."""
     verbs = {
-        verb.__name__: verb for verb in (classify, embed, generate, translate, transcribe, derive, see, train, models)
+        verb.__name__: verb
+        for verb in (classify, embed, generate, translate, transcribe, derive, see, effect, profile, train, models)
     }
     check(argv, verbs)
     tyro.extras.subcommand_cli_from_dict(

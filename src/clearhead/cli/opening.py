@@ -24,14 +24,15 @@ EXPECTED = {
     "transcribe": "an encoder-decoder that hears, such as a Whisper",
     "derive": "a model that reads text or pictures",
     "see": "a model that reads text or pictures",
+    "effect": "a classifier of texts, or a decoder such as a GPT",
 }
 LABELS_TEXTS = BertForSequenceClassification | ModernBertForSequenceClassification
 LABELS_PICTURES = ViTForImageClassification | DistilledViTForImageClassification
 READS_TEXTS = Bert | BertForMaskedLM | BertForTokenClassification | ModernBert | ModernBertForMaskedLM
 FITS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (LABELS_TEXTS, ("classify", "embed", *WATCHED)),
+    (LABELS_TEXTS, ("classify", "embed", "effect", *WATCHED)),
     (READS_TEXTS, ("embed", *WATCHED)),
-    (GPTForCausalLM, ("generate", *WATCHED)),
+    (GPTForCausalLM, ("generate", "effect", *WATCHED)),
     (LABELS_PICTURES, ("classify", *WATCHED)),
 )
 SHIPPED = {"sentiment": "of texts", "pictures": "of pictures", "novels": "that writes", "pronounce": "that translates"}
@@ -57,6 +58,11 @@ def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
 
 def verbs_for(model: nn.Module) -> tuple[str, ...]:
     """Return the commands that a model is for."""
-    if isinstance(model, EncoderDecoder):
-        return ("translate", *WATCHED) if model.front is None else ("transcribe",)
-    return next((verbs for kinds, verbs in FITS if isinstance(model, kinds)), WATCHED)
+    return verbs_of(type(model), hears=isinstance(model, EncoderDecoder) and model.front is not None)
+
+
+def verbs_of(kind: type[nn.Module], *, hears: bool = False) -> tuple[str, ...]:
+    """Return the commands that models of a class are for."""
+    if issubclass(kind, EncoderDecoder):
+        return ("transcribe",) if hears else ("translate", *WATCHED)
+    return next((verbs for kinds, verbs in FITS if issubclass(kind, kinds)), WATCHED)

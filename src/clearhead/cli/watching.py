@@ -54,8 +54,7 @@ def derive(
         view = reading.view
         heading = f"layer {view.layer}, head {view.head}"
         if asked["layer"] is None or asked["head"] is None:
-            another = "a word of the source" if view.crosses else "another patch" if view.patches else "another word"
-            heading += f", which looks hardest at {another}, {label(view.keys, view.strongest[0].key)}"
+            heading += f", which looks hardest at {view.another}, {label(view.keys, view.strongest[0].key)}"
         show(reading.derive(), page, source=source, heading=heading)
 
     each("derive", texts, files, asked, model, fields if as_json else None, draw)

@@ -164,7 +164,7 @@ def strongest(view: View, width: int, plain: bool) -> Iterator["Text"]:
     if len(view.strongest) < 2:
         return
     yield from fitted(
-        ("The heads that look hardest at another word from here", "bold"),
+        (f"The heads that look hardest at {view.another} from here", "bold"),
         *([(f"{view.placed} that look mostly at a place come last", "dim")] if view.placed else []),
         width=width,
         plain=plain,

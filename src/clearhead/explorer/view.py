@@ -5,7 +5,7 @@ shown side by side and nothing is added up or averaged over them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,11 @@ class View:
         """Return whether one text looks at another."""
         return self.keys is not self.words
 
+    @property
+    def another(self) -> str:
+        """Return what it is that heads are ranked by looking at."""
+        return "a word of the source" if self.crosses else "another patch" if self.patches else "another word"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -111,23 +116,24 @@ def look(
     best = strongest[0]
     among = {(True, True): "all heads", (False, True): "this layer's heads", (True, False): f"all layers' head {head}"}
     asked = (layer is None, head is None)
-    by_place = " and that looks at no fixed place" if placed else ""
-    another = "a word of the source" if source else "another patch" if patches else "another word"
-    chosen = f"of {among[asked]}, the one that looks hardest at {another} from here{by_place}" if any(asked) else ""
-    return View(
+    view = View(
         seen=seen,
         words=shown,
         keys=keys,
         query=query,
         layer=best.layer,
         head=best.head,
-        chosen=chosen or "as asked",
+        chosen="as asked",
         strongest=strongest,
         placed=placed,
         weights=tuple(seen.row(best.layer, best.head, query).tolist()),
         links=tuple(seen.links(best.layer, best.head, query, COVERAGE)),
         patches=patches,
     )
+    if not any(asked):
+        return view
+    by_place = " and that looks at no fixed place" if placed else ""
+    return replace(view, chosen=f"of {among[asked]}, the one that looks hardest at {view.another} from here{by_place}")
 
 
 def others(words: Sequence[str], special: Sequence[bool], query: int) -> list[int]:

@@ -1,0 +1,94 @@
+"""The table of a profile as one picture: a panel a statistic, a row a layer, a column a head. SVG, nothing fetched.
+
+Every panel has the one colour map of the house (`explorer/colours.py`), from nothing to the most that any head has of
+it, which its title says; shares go from 0 to 1. The first panel has a letter for what a head most often is, no colour.
+Text and ground follow the reader's light or dark scheme. Each cell says its number when pointed at.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from clearhead.explorer.colours import COLOURS, colour
+
+CELL, GAP, MARGIN, PER_ROW = 14, 28, 16, 4
+NOT_DRAWN = ("layer", "head", "module", "kind", "kind_share", "near_by_chance", "heaviest_share")
+# Shares of a row's weight; what is none is measured in nats or in tokens.
+UNITS = {"entropy": "nats", "distance": "tokens"}
+STYLE = """
+svg { color-scheme: light dark; font: 11px system-ui, sans-serif; }
+.ground { fill: #ffffff; } text { fill: #1a1a1a; } .dim { fill: #595959; }
+.letter { font: 10px ui-monospace, monospace; }
+.cell { fill: none; stroke: #b0b0b0; stroke-width: 0.5; }
+@media (prefers-color-scheme: dark) {
+  .ground { fill: #16181c; } text { fill: #e8e8e8; } .dim { fill: #a8a8a8; } .cell { stroke: #5a5e66; }
+}
+""".strip()
+
+
+def draw(table: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return the picture of a table of `Tally.table`, as SVG."""
+    names = [name for name in table[0] if name not in NOT_DRAWN and not name.endswith("_sd")]
+    n_layers, n_heads = (max(row[what] for row in table) + 1 for what in ("layer", "head"))
+    width, height = max(n_heads * CELL, 9 * CELL), n_layers * CELL
+    panels = [_kinds(table), *(_panel(table, name) for name in names)]
+    body = []
+    for i, panel in enumerate(panels):
+        x = MARGIN + 16 + (i % PER_ROW) * (width + GAP)
+        y = 58 + (i // PER_ROW) * (height + 44)
+        numbers = "".join(
+            f'<text class="dim" x="-4" y="{layer * CELL + 11}" text-anchor="end">{layer}</text>'
+            for layer in range(0, n_layers, max(1, n_layers // 6))
+        )
+        body.append(f'<g transform="translate({x} {y})">{numbers}{panel}</g>')
+    rows = -(-len(panels) // PER_ROW)
+    full = 2 * MARGIN + 16 + min(PER_ROW, len(panels)) * (width + GAP) - GAP, 58 + rows * (height + 44) + 34
+    legend = _legend(table, full[1] - 26)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {full[0]} {full[1]}" width="{full[0]}" '
+        f'height="{full[1]}" role="img" aria-label="{escape(title, quote=True)}">\n<style>{STYLE}</style>\n'
+        f'<rect class="ground" width="100%" height="100%"/>\n'
+        f'<text x="{MARGIN}" y="24" font-size="14">{escape(title)}</text>\n' + "\n".join(body) + f"\n{legend}\n</svg>\n"
+    )
+
+
+def _panel(table: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return one statistic of every head."""
+    most = max(row.get(name, 0.0) for row in table)
+    top = 1.0 if name not in UNITS else most or 1.0
+    unit = f"up to {most:.2f}" + (f" {UNITS[name]}" if name in UNITS else "")
+    cells = "".join(
+        f'<rect x="{row["head"] * CELL}" y="{row["layer"] * CELL}" width="{CELL}" height="{CELL}" '
+        f'fill="{colour(row[name] / top)}"><title>layer {row["layer"]}, head {row["head"]}: {name} {row[name]:.3f} '
+        f"± {row[name + '_sd']:.3f}</title></rect>"
+        for row in table
+        if name in row
+    )
+    return f'<text y="-6">{escape(name)} <tspan class="dim">{unit}</tspan></text>{cells}'
+
+
+def _kinds(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return what every head most often is, as a letter."""
+    cells = "".join(
+        f'<rect class="cell" x="{row["head"] * CELL}" y="{row["layer"] * CELL}" width="{CELL}" height="{CELL}"/>'
+        f'<text class="letter" x="{row["head"] * CELL + CELL / 2}" y="{row["layer"] * CELL + 10.5}" '
+        f'text-anchor="middle">{_letter(row["kind"])}<title>layer {row["layer"]}, head {row["head"]}: {row["kind"]} in '
+        f"{row['kind_share']:.0%} of the texts</title></text>"
+        for row in table
+    )
+    return f'<text y="-6">what it is</text>{cells}'
+
+
+def _letter(kind: str) -> str:
+    """Return one letter for a kind: capital for "separator", which would be "self"'s."""
+    return {"separator": "S", "self": "s", "diffuse": "~", "mixed": ".", "sink": "|"}.get(kind, kind[0])
+
+
+def _legend(table: Sequence[Mapping[str, Any]], y: int) -> str:
+    """Return the colours from nothing to the most, and the letters that occur."""
+    steps = "".join(
+        f'<rect x="{MARGIN + 16 + i * 12}" y="{y}" width="12" height="10" fill="{COLOURS[i]}"/>' for i in range(10)
+    )
+    letters = ", ".join(f"{_letter(kind)} {kind}" for kind in sorted({row["kind"] for row in table}))
+    said = f"0, then 0.01, 0.04, 0.09, ... 0.81 of the most; rows are layers, columns heads; {letters}"
+    return f'<g>{steps}<text class="dim" x="{MARGIN + 142}" y="{y + 9}">{escape(said)}</text></g>'

@@ -1,0 +1,103 @@
+"""One process of several: which texts are its own, where it keeps what it counted, and how all come together.
+
+torchrun (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) starts the processes, on one machine or
+many. Each takes every WORLD_SIZE-th text. At the end their tallies are exchanged as JSON, over gloo.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from clearhead.errors import InputError
+from clearhead.training.store import write
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def here(cls) -> "World":
+        """Return which process the environment says this is."""
+        return cls(
+            *(int(os.environ.get(name, low)) for name, low in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        )
+
+    @classmethod
+    @contextmanager
+    def joined(cls) -> Iterator["World"]:
+        """Join the others while the body runs, if there are any."""
+        world = cls.here()
+        if world.size == 1:
+            yield world
+            return
+        dist.init_process_group("gloo")
+        try:
+            yield world
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def device(self) -> torch.device:
+        """Return where this process computes: a GPU of its own, or the CPU."""
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return torch.device("cpu")
+
+    def gather(self, mine: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what every process gave, in the order of their ranks, to all of them."""
+        if self.size == 1:
+            return [mine]
+        text = torch.tensor(list(json.dumps(mine).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(text)]))
+        longest = int(max(lengths))
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
+        return [json.loads(bytes(text[: int(n)].tolist())) for text, n in zip(texts, lengths)]
+
+
+class State:
+    """What one process keeps on disk: what it counted, up to which text, and of what run that is."""
+
+    def __init__(self, folder: Path, world: World, identity: dict[str, Any]) -> None:
+        self.path = folder / f"state-{world.rank}-of-{world.size}.json"
+        self.identity = json.loads(json.dumps(identity))
+
+    def read(self) -> dict[str, Any] | None:
+        """Return what was kept, or None; InputError if it is of another run, or damaged."""
+        if not self.path.is_file():
+            others = sorted(path.name for path in self.path.parent.glob("state-*.json"))
+            if wrong := [name for name in others if not name.endswith(self.path.name.partition("-of-")[2])]:
+                raise InputError(
+                    f"{self.path.parent} was begun by another number of processes ({wrong[0]}): start as many again, "
+                    f"or give another --out"
+                )
+            return None
+        try:
+            kept: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            before = kept["identity"]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{self.path} is damaged ({error}): remove it, or give another --out") from error
+        if changed := [name for name, value in self.identity.items() if before.get(name) != value]:
+            raise InputError(
+                f"{self.path.parent} holds a profile of another {changed[0]}: {before.get(changed[0])}, not "
+                f"{self.identity[changed[0]]}; give another --out"
+            )
+        return kept
+
+    def write(self, n_read: int, tally: dict[str, Any]) -> None:
+        """Keep what was counted up to text `n_read`, in one moment."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write(self.path, json.dumps({"identity": self.identity, "read": n_read, "tally": tally}) + "\n")

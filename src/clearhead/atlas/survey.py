@@ -1,0 +1,145 @@
+"""`profile`: what every head of a model does over a corpus, text by text, stopped and gone on with at any moment.
+
+Texts are streamed, one a line, and watched one at a time, so that no padding is counted and memory is that of the
+longest. A text longer than the model reads is read in windows. Next: `picture.py` draws the table.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clearhead import __version__
+from clearhead.atlas.picture import draw
+from clearhead.atlas.shards import State, World
+from clearhead.atlas.tally import Tally
+from clearhead.checkpoints import find, load
+from clearhead.data.text import read_texts
+from clearhead.data.tokenizer import Tokenizer
+from clearhead.errors import InputError, Interrupted
+from clearhead.models.encoder_decoder import EncoderDecoder
+from clearhead.models.vit import ViT
+from clearhead.seeing import watch
+from clearhead.training.run import stop_signals
+from clearhead.training.store import write
+
+SAVE_EVERY = 20.0  # seconds: what a killed process has to count again
+
+
+def profile(name: str, corpus: Sequence[Path | str], out: Path | str, *, limit: int | None = None) -> Path:
+    """Count what every head of the model called `name` does over the texts of `corpus`, and return the folder `out`.
+
+    It holds `profile.json`, a row a head; `profile.svg`, the same as a picture; `profile.parquet` where pyarrow is
+    installed; and a state file a process, by which the same call goes on after it was stopped. `limit` reads that many
+    texts at most. Under torchrun each process takes its share; the first one writes.
+
+    Statistics are those of `seeing.statistics.Habit` and the entropy in nats, means over texts counted by length.
+
+    InputError for a model that does not read one text, for a folder that holds something else, for texts that cannot be
+    read; Interrupted when a signal stopped it, after all that was counted was saved.
+    """
+    out, source = Path(out), find(name)
+    tokenizer = Tokenizer.load(source)
+    with World.joined() as world:
+        model = load(source).eval().to(world.device)
+        longest = _longest(model, name)
+        state = State(out, world, {"model": _mark(source), "corpus": [_size(path) for path in corpus], "limit": limit})
+        kept = state.read()
+        tally = Tally.from_json(kept["tally"]) if kept else Tally()
+        done, saved = kept["read"] if kept else 0, time.monotonic()
+        with stop_signals() as signals, torch.no_grad(), _progress(tally.texts) as show:
+            for number, text in enumerate(read_texts(corpus)):
+                if number == limit:
+                    break
+                if number < done or number % world.size != world.rank:
+                    continue
+                for window in tokenizer.windows(text, longest):
+                    with watch(model) as seen:
+                        model(torch.tensor([window.ids], device=world.device))
+                    tally.add(seen, [i for i, special in enumerate(window.special) if special and i])
+                tally.texts += 1
+                show(tally.texts)
+                if signals or time.monotonic() - saved > SAVE_EVERY:
+                    state.write(number + 1, tally.to_json())
+                    saved = time.monotonic()
+                if signals:
+                    raise Interrupted(
+                        f"interrupted after {tally.texts:,} texts; what was counted is in {state.path}. To go on, give "
+                        f"the same command again",
+                        signals[0],
+                    )
+                done = number + 1
+            state.write(done, tally.to_json())
+        _finish(world, tally, name, corpus, out)
+    return out
+
+
+def _finish(world: World, tally: Tally, name: str, corpus: Sequence[Path | str], out: Path) -> None:
+    """Bring together what all processes counted; the first one writes it."""
+    shares = [Tally.from_json(share) for share in world.gather(tally.to_json())]
+    if world.rank:
+        return
+    whole = Tally()
+    for share in shares:
+        whole.merge(share)
+    if not whole.heads:
+        raise InputError("the corpus holds no text: expected one a line")
+    facts: dict[str, Any] = {"model": name, "corpus": [str(path) for path in corpus], "clearhead": __version__}
+    facts |= {"texts": whole.texts, "tokens": whole.tokens}
+    table = whole.table()
+    write(out / "profile.json", json.dumps({**facts, "heads": table}, indent=1) + "\n")
+    write(out / "profile.svg", draw(table, f"{name}, {whole.texts:,} texts, {whole.tokens:,} tokens"))
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), out / "profile.parquet")
+
+
+def _longest(model: nn.Module, name: str) -> int:
+    """Return how many tokens the model reads at once; InputError where it does not read one text."""
+    config = getattr(model, "config", None)
+    longest = getattr(config, "max_len", None)
+    if isinstance(model, EncoderDecoder) or any(isinstance(module, ViT) for module in model.modules()) or not longest:
+        raise InputError(
+            f"{name} is a {type(model).__name__}: a profile is of a model that reads one text, such as a BERT or a "
+            f"GPT; from Python, clearhead.watch records the others"
+        )
+    return int(longest)
+
+
+def _mark(source: Path) -> str:
+    """Return what tells a checkpoint from another: its config, and the sizes of its files."""
+    sizes = sorted((path.name, path.stat().st_size) for path in source.glob("*.safetensors"))
+    config = (source / "config.json").read_bytes()
+    return hashlib.sha256(config + repr(sizes).encode()).hexdigest()[:16]
+
+
+def _size(path: Path | str) -> list[Any]:
+    """Return what tells a file from another: its name and its size."""
+    if str(path) == "-":
+        return ["-", None]
+    try:
+        return [Path(path).name, Path(path).stat().st_size]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _progress(done: int) -> Iterator[Callable[[int], None]]:
+    """Show how many texts were read, on standard error, for a person at a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} texts"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, completed=done)
+        yield lambda texts: bar.update(task, completed=texts)

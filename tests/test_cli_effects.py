@@ -1,0 +1,71 @@
+"""`clearhead effect` says in words what the function of that name finds; `profile` goes on when called again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clearhead.checkpoints import find, load
+from clearhead.cli import main
+from clearhead.data.tokenizer import Tokenizer
+from clearhead.seeing import effect
+
+TEXT = "attention is not too shabby"
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(argv)
+    return code, *capsys.readouterr()
+
+
+def test_effect_prints_what_moves_the_answer_most(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = find("sentiment")
+    tokens = torch.tensor([Tokenizer.load(folder).encode(TEXT).ids])
+    found = effect(load(folder).eval(), tokens, over="tokens")
+    code, out, _ = run(capsys, "effect", TEXT, "--over", "tokens", "--top", "2")
+    lines = out.splitlines()
+    assert (code, len(lines)) == (0, 3)
+    assert lines[0] == f"{found.target}: {found.before:.3f}. Without one token (8 tried, the 2 that move it most):"
+    assert lines[1].split()[:2] == [f"{found[0].after:.3f}", f"{found[0].effect:+.3f}"]
+    words = Tokenizer.load(folder).encode(TEXT).pieces
+    assert lines[1].endswith(f"{words[found[0].key]}  (place {found[0].key})")
+
+
+def test_effect_json_holds_every_head(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "effect", TEXT, "--json")
+    found = json.loads(out)
+    model = load(find("sentiment"))
+    assert code == 0 and found["over"] == "heads"
+    assert len(found["rows"]) == model.config.n_layers * model.config.n_heads
+    assert set(found["rows"][0]) == {"layer", "head", "before", "after", "effect"}
+
+
+def test_links_are_cut_where_see_would_look(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = json.loads(run(capsys, "see", TEXT, "--query", "shabby", "--json")[1])
+    found = json.loads(run(capsys, "effect", TEXT, "--over", "links", "--query", "shabby", "--json")[1])
+    assert {(row["layer"], row["head"], row["query"]) for row in found["rows"]} == {
+        (seen["layer"], seen["head"], seen["query"])
+    }
+    for row in found["rows"]:
+        assert row["weight"] == pytest.approx(seen["weights"][row["key"]], abs=1e-4)
+
+
+@pytest.mark.parametrize("option", ["query", "layer", "head"])
+def test_options_of_links_are_refused_elsewhere(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "effect", TEXT, f"--{option}", "1")
+    assert (code, out) == (2, "")
+    assert f"--{option} says whose links are cut: it needs --over links" in err
+
+
+def test_profile_prints_its_folder_and_goes_on_when_called_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    corpus, out = tmp_path / "texts.txt", tmp_path / "atlas"
+    corpus.write_text(f"{TEXT}\na second text\n", encoding="utf-8")
+    for _ in range(2):
+        assert run(capsys, "profile", "sentiment", str(corpus), "--out", str(out)) == (0, f"{out}\n", "")
+        assert json.loads((out / "profile.json").read_text(encoding="utf-8"))["texts"] == 2
+    code, _, err = run(capsys, "profile", "sentiment", str(tmp_path / "none.txt"), "--out", str(out))
+    assert code == 1 and "none.txt: cannot be read" in err
