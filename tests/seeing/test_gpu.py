@@ -71,3 +71,51 @@ def test_tf32_does_not_touch_the_maps(cuda: torch.device) -> None:
         assert seen.overview(0, 0, size=5).sum().item() == pytest.approx(50, abs=1e-4)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_copies_sent_to_the_cpu_are_those_of_the_call_though_the_model_writes_over_them(cuda: torch.device) -> None:
+    class Overwriting(nn.Module):
+        def forward(self, qk: Tensor) -> None:
+            for layer in range(20):
+                qk.mul_(1.01).add_(layer)
+                F.scaled_dot_product_attention(qk[0], qk[1], qk[1])
+            qk.zero_()
+
+    model = Overwriting()
+    start = torch.randn(2, 1, 8, 4096, 64, device=cuda, dtype=torch.bfloat16)
+    with watch(model) as here:
+        model(start.clone())
+    with watch(model, to="cpu") as there:
+        model(start.clone())
+        first = there.call(1).q.clone()  # asked for while copies are on their way
+    assert torch.equal(first, there.call(1).q)
+    for layer in here.numbers:
+        mine, theirs = here.call(layer), there.call(layer)
+        assert theirs.q.device.type == theirs.k.device.type == "cpu"
+        assert theirs.q.is_pinned()
+        assert torch.equal(mine.q.cpu(), theirs.q) and torch.equal(mine.k.cpu(), theirs.k)
+        assert mine.lse is not None and theirs.lse is not None and torch.equal(mine.lse.cpu(), theirs.lse)
+
+
+def test_a_generation_on_a_gpu_keeps_every_key_once(cuda: torch.device) -> None:
+    class Step(nn.Module):
+        def forward(self, q: Tensor, k: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k)
+
+    model, cache = Step(), torch.randn(1, 2, 40, 64, device=cuda)
+    for to in (None, "cpu"):
+        with watch(model, to=to) as seen:
+            for n in range(10, 40):
+                model(torch.randn(1, 2, 1, 64, device=cuda), cache[:, :, :n].clone())
+        assert len({call.k.data_ptr() for call in seen.calls[0]}) == 1
+        assert all(torch.equal(call.k.cpu(), cache[:, :, : call.n_keys].cpu()) for call in seen.calls[0])
+
+
+def test_what_a_gpu_has_left_is_known(cuda: torch.device) -> None:
+    from clearhead.seeing.memory import available
+
+    before = available(cuda)
+    held = torch.empty(2**28, dtype=torch.uint8, device=cuda)
+    assert 2**27 < before - available(cuda) < 2**29
+    del held
+    assert abs(available(cuda) - before) < 2**27  # kept by torch, and to be had again

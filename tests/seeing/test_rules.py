@@ -1,5 +1,6 @@
 """A mask of any kind comes back link by link from the rule that was kept of it, and the rule is a short one."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -162,3 +163,30 @@ def test_layers_given_the_same_mask_share_its_rule_until_it_is_written_to() -> N
     assert first.packed is not None and words(fourth) == {}
     seen.calls = {0: seen.calls[0], 2: seen.calls[2]}
     assert seen.nbytes == 2 * seen.layers[0].nbytes + first.nbytes
+
+
+def test_masks_of_earlier_forwards_are_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    read = []
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("fixed", torch.rand(6, 6) < 0.5)
+
+        def forward(self, x: Tensor) -> None:
+            mask = torch.rand(6, 6) < 0.5
+            alive.append(weakref.ref(mask))
+            F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+            F.scaled_dot_product_attention(x, x, x, attn_mask=self.fixed)
+
+    whole = recognition.recognise
+    monkeypatch.setattr(recognition, "recognise", lambda *given: read.append(1) or whole(*given))
+    model = Two()
+    with watch(model) as seen:
+        for _ in range(3):
+            model(torch.randn(1, 2, 6, 8))
+        assert [mask() is None for mask in alive] == [True, True, False]
+    assert alive[2]() is None
+    assert len(read) == 4  # three new masks, and the fixed one once
+    assert len({id(call.rule) for call in seen.calls[1]}) == 1

@@ -10,6 +10,7 @@ Nothing is guessed: a rule is returned only where it gives back the mask, link b
 way is a piece of `PIECE` links.
 """
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -47,34 +48,55 @@ class Masks:
     MANY = 4  # that one forward may use in turn
 
     def __init__(self) -> None:
-        self.latest: list[tuple[Tensor, int, tuple[int, ...], Rule]] = []
+        self.latest: list[Known] = []
+        self.forward = 0
 
     def clear(self) -> None:
         """Let go of the masks."""
         self.latest.clear()
 
-    def rule(self, given: Tensor, lead: tuple[int, ...], shape: tuple[int, int, int, int], dtype: torch.dtype) -> Rule:
-        """Return the rule of a mask that broadcasts to `lead` x query x key; a bias is kept in `dtype`.
+    def during(self, forward: int) -> None:
+        """Let go of the masks of earlier forwards, which may be large; those that live on are still known."""
+        if forward != self.forward:
+            self.forward = forward
+            for known in self.latest:
+                known.held = None
 
-        A mask may be a new view of the same numbers at every layer. While one is held here its memory is nobody else's,
-        and writing to it changes its version, which inference mode does not count.
-        """
+    def rule(self, given: Tensor, lead: tuple[int, ...], shape: tuple[int, int, int, int], dtype: torch.dtype) -> Rule:
+        """Return the rule of a mask that broadcasts to `lead` x query x key; a bias is kept in `dtype`."""
         version = -1 if given.is_inference() else given._version
-        for known, then, for_shape, rule in self.latest:
-            if then == version != -1 and for_shape == shape and _same_view(known, given):
-                return rule
+        for known in self.latest:
+            if known.version == version != -1 and known.shape == shape and known.is_of(given):
+                return known.rule
         mask = given.expand(*lead, *given.shape[-2:]).flatten(0, -4) if given.ndim > 4 else given
         rule = recognise(mask if mask.dtype == torch.bool else mask.to(dtype), False, shape)
-        for *_, known_rule in self.latest:
-            rule = known_rule if known_rule.same(rule) else rule
-        self.latest = [*self.latest[1 - self.MANY :], (given, version, shape, rule)]
+        for known in self.latest:
+            rule = known.rule if known.rule.same(rule) else rule
+        self.latest = [*self.latest[1 - self.MANY :], Known(given, weakref.ref(given), version, shape, rule)]
         return rule
+
+
+@dataclass
+class Known:
+    """A mask that was read, and its rule.
+
+    A mask may be a new view of the same numbers at every layer. While one is held its memory is nobody else's, and
+    writing to it changes its version, which inference mode does not count.
+    """
+
+    held: Tensor | None
+    seen: "weakref.ref[Tensor]"
+    version: int
+    shape: tuple[int, int, int, int]
+    rule: Rule
+
+    def is_of(self, given: Tensor) -> bool:
+        """Say whether a mask is this one."""
+        return self.seen() is given or (self.held is not None and _same_view(self.held, given))
 
 
 def _same_view(one: Tensor, other: Tensor) -> bool:
     """Say whether two tensors show the same memory in the same way."""
-    if one is other:
-        return True
     same = one.dtype == other.dtype and one.device == other.device and one.data_ptr() == other.data_ptr()
     return same and one.shape == other.shape and one.stride() == other.stride()
 

@@ -187,6 +187,7 @@ class Recorder(Whereabouts):
             return sighting.rule
         if sighting.mask is None:
             return recognise(None, sighting.is_causal, shape)
+        self.masks.during(self.recording.n_forwards)
         exact = sighting.mask.dtype if sighting.by_hand else dtype
         return self.masks.rule(sighting.mask, sighting.q.shape[:-2], shape, exact)
 
