@@ -9,7 +9,7 @@ import re
 import sys
 import wave
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import nn
 
+from clearhead.attention import MultiHeadAttention
 from clearhead.checkpoints import load, save
 from clearhead.classification import embed
 from clearhead.cli import main
@@ -28,7 +29,9 @@ from clearhead.generation import Beams, RepetitionPenalty, Sampled, answers, gen
 from clearhead.models.bert import BertConfig, BertForMaskedLM
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+from clearhead.models.modernbert import ModernBert, ModernBertConfig
 from clearhead.models.vit import ViTConfig, ViTForImageClassification
+from generation.models import DECODERS, ENCODER_DECODERS, decoder, encoder_decoder
 
 TEXTS = ("attention is not too shabby", "the quick brown fox", "Zürich — 東京")
 SIZES = {"d_model": 32, "n_heads": 4, "d_ff": 48}
@@ -522,3 +525,31 @@ def test_a_target_is_for_encoder_decoders(call: Any, places: dict[str, Path], ph
     for argv in ((TEXTS[0], "--model", places["gpt"]), (photos / "1.png", "--model", places["vit"])):
         done = call("see", *argv, "--target", "x")
         assert (done.code, done.out) == (1, "") and "--target is for encoder-decoders" in done.err
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, "modernbert", *(name for name in ENCODER_DECODERS if name != "sound")])
+def test_what_is_derived_is_what_the_layer_gave_whatever_the_model(
+    kind: str, places: dict[str, Path], tokenizer: Tokenizer
+) -> None:
+    from clearhead.cli.reading import Asked, WatchedPair, WatchedText
+
+    n = tokenizer.vocab_size
+    if kind in ENCODER_DECODERS:
+        model = encoder_decoder(replace(ENCODER_DECODERS[kind], vocab_size=n, pad_id=2, start_id=2, end_id=0))
+        watched = WatchedPair(places["pair"], model)
+    else:
+        modern = ModernBertConfig(vocab_size=n, n_layers=4, max_len=MAX_LEN, **SIZES)
+        model = shaken(ModernBert(modern)) if kind == "modernbert" else decoder(replace(DECODERS[kind], vocab_size=n))
+        watched = WatchedText(places["gpt"], model)
+    outputs: dict[nn.Module, torch.Tensor] = {}
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention):
+            module.register_forward_hook(lambda module, inputs, output: outputs.update({module: output[0]}))
+    for layer in range(2):
+        target = TEXTS[1] if kind in ENCODER_DECODERS else None
+        reading = watched.read("the quick brown fox is not", Asked("brown", layer, 1, target))
+        derivation = reading.derive()
+        torch.testing.assert_close(
+            derivation["output"], outputs[reading.attention][reading.view.query], atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(derivation["weights"], torch.tensor(reading.view.weights), atol=1e-5, rtol=1e-5)
