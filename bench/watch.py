@@ -1,102 +1,251 @@
-"""What watching costs: a watched forward against a plain one, then a tile and an overview of what was recorded.
+"""What watching costs, and what it saves: five claims, each beside its peer in the same run.
 
-    python bench/watch.py [--layers 12] [--rounds 12] [--tokens 512 2048 8192]
+    python bench/watch.py [--only forward maps tile whole attnread] [--layers 12] [--rounds 8]
+                          [--tokens 512 2048] [--map-tokens 4096] [--tile-tokens 1024 4096 16384] [--whole-tokens 16384]
 
-A BERT-base shape with random weights, one text of random tokens, on the GPU in bfloat16 where there is one, else on the
-CPU in float32. Before anything is timed the outputs are checked to be equal bit for bit, and a tile against float64.
+forward   a watched forward against a plain one, in time and in what is kept
+maps      forward and the exact 64 x 64 overview of every head, against transformers' output_attentions (eager, its maps
+          pooled to the same size) and against a forward that sees nothing, in time and peak memory
+tile      any 256 x 256 tile of exact weights, at lengths 1 : 4 : 16, to see that it does not grow
+whole     a GPT-2 124M shape over one long text: watched forward, then the overviews of all heads
+attnread  all its patterns against ours, on a GPT-2 it supports; skipped where it is not installed
+
+Random weights and tokens; on the GPU in bfloat16 where there is one, else on the CPU in float32. Before anything is
+timed, outputs are checked to be equal bit for bit and maps against the peer's. Peak memory is that of the process
+(Linux) or of the GPU, above what was held before the call.
 """
 
 import argparse
+import ctypes
+import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from measure import interleaved, machine, ratios
+from measure import interleaved, machine, peer, ratios
 from torch import Tensor
 
 import clearhead
-from clearhead import Bert, BertConfig, Recording
+from clearhead import GPT, GPTConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+VOCABULARY, MAP, TILE = 30_000, 64, 256
 
 
-def finished(call: Callable[[], object]) -> Callable[[], None]:
+def finished(call: Callable[[], Any]) -> Callable[[], Any]:
     """Return `call`, waiting until the GPU is done."""
 
-    def run() -> None:
-        call()
+    def run() -> Any:
+        result = call()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
+        return result
 
     return run
 
 
-def microseconds(call: Callable[[], object], rounds: int) -> float:
-    run, each = finished(call), []
-    run()
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        each.append(time.perf_counter() - start)
-    return 1e6 * statistics.median(each)
+def peak(call: Callable[[], Any]) -> float | None:
+    """Return the MiB that `call` held at its highest, above what was held before; None where that cannot be asked."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        finished(call)()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        before = resident("VmRSS")
+        call()
+        return resident("VmHWM") - before
+    except (OSError, StopIteration):
+        return None
 
 
-def check(model: Bert, tokens: Tensor) -> Recording:
-    """Return a recording, after outputs and a tile have been found right."""
-    plain = model(tokens)
-    caught: list[tuple[Tensor, Tensor]] = []
-    attention = model.blocks[0].attention
-    hook = attention.register_forward_pre_hook(
-        lambda layer, given: caught.append((layer.q_proj(given[0]), layer.k_proj(given[0])))
-    )
-    with clearhead.watch(model) as seen:
-        watched = model(tokens)
-    hook.remove()
-    assert torch.equal(plain, watched), "watching changed the output"
-    q, k = (x[0, :, : attention.d_head].double() for x in caught[0])  # head 0
-    exact = (attention.scale * q[:64] @ k.T).softmax(-1)[:, -64:]
-    tile = seen.map(0, 0, slice(0, 64), slice(tokens.shape[1] - 64, None)).double()
-    print(f"  outputs equal; largest error of a tile {float((tile - exact).abs().max()):.1e}")
-    return seen
+def resident(what: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(what)).split()[1]) / 2**10
 
 
-@torch.no_grad()
-def measure(n_tokens: int, n_layers: int, rounds: int) -> None:
-    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+def compare(calls: dict[str, Callable[[], Any]], baseline: str, rounds: int) -> None:
+    """Print time and peak memory of every call, and how many times the baseline that is."""
+    calls = {name: finished(call) for name, call in calls.items()}
+    memory = {name: peak(call) for name, call in calls.items()}  # also what warms them up
+    seconds = interleaved(calls, rounds)
+    for name, each in seconds.items():
+        middle, low, high = ratios(seconds, baseline, name)
+        held = "" if memory[name] is None else f"  peak +{memory[name]:,.0f} MiB"
+        took = f"{1e3 * statistics.median(each):10.1f} ms"
+        print(f"  {name:32} {took}  {middle:7.3f} x {baseline} ({low:.3f}-{high:.3f}){held}")
+
+
+def theirs(n_tokens: int, n_layers: int, attention: str) -> Any:
+    """Return transformers' BERT-base shape with random weights, the same at each call."""
+    transformers = peer("transformers", "transformers>=5")
+    if transformers is None:
+        sys.exit(1)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, num_hidden_layers=n_layers, max_position_embeddings=n_tokens,
+        attn_implementation=attention,
+    )  # fmt: skip
     torch.manual_seed(0)
-    model = Bert(BertConfig(max_len=n_tokens, n_layers=n_layers)).to(DEVICE, dtype).eval()
-    tokens = torch.randint(0, 30_000, (1, n_tokens), device=DEVICE)
+    return transformers.BertModel(config).to(DEVICE, DTYPE).eval()
 
-    def watched() -> None:
+
+def pooled(map_: Tensor, size: int) -> Tensor:
+    """Return the sums of size x size blocks of maps whose length `size` divides."""
+    *lead, rows, cols = map_.shape
+    return map_.reshape(*lead, size, rows // size, size, cols // size).sum((-3, -1))
+
+
+# ---------------------------------------------------------------- the claims
+
+
+def forward(asked: argparse.Namespace) -> None:
+    for n_tokens in asked.tokens:
+        forward_at(n_tokens, asked)
+
+
+def forward_at(n_tokens: int, asked: argparse.Namespace) -> None:
+    model = theirs(n_tokens, asked.layers, "sdpa")
+    tokens = torch.randint(0, VOCABULARY, (1, n_tokens), device=DEVICE)
+    plain = model(tokens).last_hidden_state
+    with clearhead.watch(model) as seen:
+        watched = model(tokens).last_hidden_state
+    assert torch.equal(plain, watched), "watching changed the output"
+    print(f"forward, {n_tokens:,} tokens, {asked.layers} layers; kept {seen.nbytes / 2**20:,.0f} MiB")
+    del seen, plain, watched
+
+    def watching() -> None:
         with clearhead.watch(model):
             model(tokens)
 
-    print(f"{n_tokens:,} tokens")
-    seen = check(model, tokens)
-    calls = {"plain": finished(lambda: model(tokens)), "watched": finished(watched)}
-    calls["watched"]()
-    seconds = interleaved(calls, rounds)
-    middle, low, high = ratios(seconds, "plain", "watched")
-    plain, kept = 1e3 * statistics.median(seconds["plain"]), seen.nbytes / 2**20
-    print(f"  forward {plain:.1f} ms; watched / plain {middle:.3f} ({low:.3f}-{high:.3f}); kept {kept:.0f} MiB")
-    layer, head, last = n_layers // 2, 3, slice(n_tokens - 256, None)
-    tile = microseconds(lambda: seen.map(layer, head, slice(0, 256), last), rounds)
-    overview = microseconds(lambda: seen.overview(layer, head, 64), rounds)
-    print(f"  a 256 x 256 tile {tile:.0f} us; a 64 x 64 overview of one head {overview:.0f} us")
+    compare({"plain": lambda: model(tokens), "watched": watching}, "plain", asked.rounds)
 
 
+def maps(asked: argparse.Namespace) -> None:
+    n_tokens = asked.map_tokens
+    fused, eager = theirs(n_tokens, asked.layers, "sdpa"), theirs(n_tokens, asked.layers, "eager")
+    tokens = torch.randint(0, VOCABULARY, (1, n_tokens), device=DEVICE)
+
+    def ours() -> list[Tensor]:
+        with clearhead.watch(fused) as seen:
+            fused(tokens)
+        return [seen.overview(layer, size=MAP) for layer in range(asked.layers)]
+
+    def dense() -> list[Tensor]:
+        found = eager(tokens, output_attentions=True).attentions
+        return [pooled(one[0].float(), MAP) for one in found]
+
+    off = max(float((a - b).abs().max()) for a, b in zip(ours(), dense(), strict=True))
+    allowed = 1.0 if DTYPE.itemsize == 2 else 1e-3  # eager bfloat16 rounds every weight before it is summed
+    assert off < allowed * n_tokens / MAP, f"overviews differ by {off}"
+    print(f"maps, {n_tokens:,} tokens, {asked.layers} layers: {MAP} x {MAP} of every head, sums differ by {off:.1e}")
+    calls = {"blind": lambda: fused(tokens), "watch and overviews": ours, "output_attentions": dense}
+    compare(calls, "blind", asked.rounds)
+
+
+def tile(asked: argparse.Namespace) -> None:
+    print(f"tile, {TILE} x {TILE} exact weights")
+    for n_tokens in asked.tile_tokens:
+        model = theirs(n_tokens, 1, "sdpa")
+        with clearhead.watch(model) as seen:
+            model(torch.randint(0, VOCABULARY, (1, n_tokens), device=DEVICE))
+        run = finished(partial(seen.map, 0, 3, slice(0, TILE), slice(n_tokens - TILE, None)))
+        run()
+        each = []
+        for _ in range(50 * asked.rounds):
+            start = time.perf_counter()
+            run()
+            each.append(time.perf_counter() - start)
+        low, middle, high = (1e6 * x for x in statistics.quantiles(each, n=4))
+        print(f"  {n_tokens:10,} tokens  {middle:8.0f} us ({low:.0f}-{high:.0f})")
+
+
+def whole(asked: argparse.Namespace) -> None:
+    n_tokens = asked.whole_tokens
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(max_len=n_tokens, n_layers=asked.layers)).to(DEVICE, DTYPE).eval()
+    tokens = torch.randint(0, 50_000, (1, n_tokens), device=DEVICE)
+    took: dict[str, float] = {}
+    kept: list[int] = []
+
+    def run() -> None:
+        start = time.perf_counter()
+        with clearhead.watch(model) as seen:
+            finished(lambda: model(tokens))()
+        took["forward"] = time.perf_counter() - start
+        kept.append(seen.nbytes)
+        start = time.perf_counter()
+        for layer in range(asked.layers):
+            cells = finished(partial(seen.overview, layer, size=MAP))()
+            assert abs(float(cells.sum()) / (len(cells) * n_tokens) - 1) < 1e-3, "an overview lost weight"
+        took["overviews"] = time.perf_counter() - start
+
+    held = peak(run)
+    dense = asked.layers * model.config.n_heads * n_tokens**2 * DTYPE.itemsize / 2**30
+    print(
+        f"whole, {n_tokens:,} tokens, {asked.layers} layers: watched forward {took['forward']:.1f} s, overviews of all "
+        f"heads {took['overviews']:.1f} s, kept {kept[0] / 2**20:,.0f} MiB"
+        + ("" if held is None else f", peak +{held:,.0f} MiB")
+        + f"; the dense maps would be {dense:,.1f} GiB"
+    )
+
+
+def attnread(asked: argparse.Namespace) -> None:
+    found = peer("attnread", "attnread==0.1.2 (pins torch, transformers and nnsight: in an environment of its own)")
+    transformers = peer("transformers", "transformers>=5")
+    if found is None or transformers is None:
+        return
+    n_tokens = min(asked.tokens)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=asked.layers, n_positions=n_tokens, attn_implementation="sdpa")
+    model = transformers.GPT2LMHeadModel(config).to(DEVICE, DTYPE).eval().requires_grad_(False)
+    inputs = {"input_ids": torch.randint(0, 50_000, (1, n_tokens), device=DEVICE)}
+
+    def ours() -> list[Tensor]:
+        with clearhead.watch(model) as seen:
+            model(**inputs)
+        return [seen.map(layer, head) for layer in range(config.n_layer) for head in range(config.n_head)]
+
+    def its() -> list[Tensor]:
+        patterns = found.extract_attention(model, inputs)
+        return [patterns["text", i, h][0] for i in range(config.n_layer) for h in range(config.n_head)]
+
+    off = max(float((a.cpu() - b.cpu().float()).abs().max()) for a, b in zip(ours(), its(), strict=True))
+    print(f"attnread, {n_tokens:,} tokens, {asked.layers} layers: every weight of every head, differing by {off:.1e}")
+    compare({"watch and maps": ours, "attnread": its}, "watch and maps", asked.rounds)
+
+
+CLAIMS = {claim.__name__: claim for claim in (forward, maps, tile, whole, attnread)}
+
+
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    gpu = DEVICE.type == "cuda"
+    parser.add_argument("--only", choices=CLAIMS, nargs="+", default=list(CLAIMS))
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=12)
-    lengths = [2048, 8192, 32768] if DEVICE.type == "cuda" else [512, 2048]
-    parser.add_argument("--tokens", type=int, nargs="+", default=lengths)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192, 32768] if gpu else [512, 2048])
+    parser.add_argument("--map-tokens", type=int, default=8192 if gpu else 4096)
+    lengths = [8192, 32768, 131_072] if gpu else [1024, 4096, 16384]
+    parser.add_argument("--tile-tokens", type=int, nargs="+", default=lengths)
+    parser.add_argument("--whole-tokens", type=int, default=131_072 if gpu else 16384)
     asked = parser.parse_args()
+    if asked.map_tokens % MAP:
+        parser.error(f"--map-tokens must be a multiple of {MAP}, got {asked.map_tokens}")
     print(machine())
-    print(f"device     {torch.cuda.get_device_name() if DEVICE.type == 'cuda' else 'CPU'}")
-    for n_tokens in asked.tokens:
-        measure(n_tokens, asked.layers, asked.rounds)
+    print(f"device     {torch.cuda.get_device_name() if gpu else 'CPU'}")
+    for name in asked.only:
+        CLAIMS[name](asked)
 
 
 if __name__ == "__main__":
