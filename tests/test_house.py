@@ -125,6 +125,8 @@ def test_public_name_resolves_and_says_what_it_is(name: str) -> None:
 def test_module_imports_and_says_what_it_is(path: Path) -> None:
     parts = path.relative_to(SOURCE.parent).with_suffix("").parts
     name = ".".join(part for part in parts if part != "__init__")
+    if parts[-1] == "kernels":
+        pytest.importorskip("triton", reason="no Triton here, which torch brings along for GPUs only")
     if parts[-1] != "__main__":
         assert (importlib.import_module(name).__doc__ or "").strip(), f"{name} has no docstring"
 

@@ -6,11 +6,14 @@ that a sum drowns, and four blocks have the largest of them as their next.
 
 Queries that are padding by what the mask says (`tiles.counted`) are left out: they would add as much as real ones.
 
+On a GPU one kernel makes an overview (`kernels.py`); what is here is its reference, and runs everywhere.
+
 Pooling attention maps block by block, and serving large matrices as tiles of a pyramid, is done elsewhere (flash-colsum
 and SeerAttention for block statistics, HiGlass for genomics). Next: `statistics.py`.
 """
 
 import bisect
+import importlib.util
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +23,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearhead.seeing import maps, tiles
+from clearhead.seeing import maps, sight, tiles
 from clearhead.seeing.call import Call
 
 Mode = Literal["sum", "max"]
 
+WIDEST = 512  # bytes of a query that the kernel can hold: 128 numbers in float32, 256 in bfloat16
 RUN = 16  # blocks summed by one product: every number is multiplied that often, so few
 
 
@@ -68,6 +72,8 @@ def pooled(
     """Return the sum or the largest of the weights in each block between the cuts, which only grow."""
     shape = (len(heads), len(row_cuts) - 1, len(col_cuts) - 1)
     found = torch.zeros(shape, dtype=call.exact, device=call.q.device)
+    if (done := _in_one_pass(call, batch, heads, row_cuts, col_cuts, mode, part)) is not None:
+        return done
     part = replace(
         part,
         rows=range(row_cuts[0], row_cuts[-1]),
@@ -85,6 +91,51 @@ def pooled(
         else:
             torch.maximum(here, both.mT, out=here)
     return found
+
+
+def _in_one_pass(
+    call: Call,
+    batch: int,
+    heads: Sequence[int],
+    row_cuts: Sequence[int],
+    col_cuts: Sequence[int],
+    mode: Mode,
+    part: tiles.Part,
+) -> Tensor | None:
+    """Return what `kernels.py` finds, or None where it does not apply: not on a GPU, tables, very wide heads."""
+    size, rule = (len(row_cuts) - 1, len(col_cuts) - 1), call.rule
+    plain = rule.rows is None and rule.spans is None and rule.bias is None and call.softcap is None
+    if not call.q.is_cuda or not plain or part.gradient or sight.tabled(call) or call.q.dtype == torch.float64:
+        return None
+    if call.q.shape[-1] * call.q.element_size() > WIDEST:
+        return None
+    if any(list(given) != cuts(n, s) for given, n, s in zip((row_cuts, col_cuts), (call.n_queries, call.n_keys), size)):
+        return None
+    peak, rest = maps.normaliser(call, batch)
+    if maps.in_parts(rest) or importlib.util.find_spec("triton") is None:
+        return None
+    from clearhead.seeing import kernels
+
+    index = torch.tensor(list(heads), device=call.q.device)
+    lse, hidden = peak[index] * tiles.LOG2E, part.factor
+    if part.counted is not None:
+        lse = lse.masked_fill(~part.counted, -tiles.NEVER)
+    if rule.tables:  # what hides keys from every query
+        keys = sight.seen_keys(call, batch, heads)
+        blank = torch.zeros(keys.shape, device=index.device) if hidden is None else hidden.expand(len(heads), -1)
+        hidden = blank.masked_fill(~keys, tiles.NEVER)
+    return kernels.pooled(
+        call.q[batch][index],
+        call.k[batch],
+        lse,
+        size,
+        scale=call.scale * tiles.LOG2E,
+        kv_of=torch.tensor([call.kv_of[h] for h in heads], device=index.device, dtype=torch.int32),
+        reach=rule.reach,
+        since=rule.since,
+        hidden=hidden,
+        largest=mode == "max",
+    )
 
 
 def pyramid(
