@@ -152,36 +152,66 @@ def _swept(
     names = ("entropy", "distance", "near", "sink", "separator")
     rows = {name: torch.zeros_like(said) for name in names}
     got = torch.zeros(len(heads), call.n_keys, dtype=call.exact, device=call.q.device)
+    distances = _Distances(call)
     for tile in tiles.sweep(call, batch, heads, tiles.Part(counted=said.any(0)), logs=True):
         here = tile.heads, tile.rows
         rows["entropy"][here] -= statistics.surprise(tile)
-        distance, near = _distances(tile, call.stands[tile.rows])
+        distance, near = distances.of(tile)
         rows["distance"][here] += distance
         rows["near"][here] += near
         for i, mark in enumerate(marks):
             if tile.cols.start <= mark < tile.cols.stop:
                 rows["separator" if i else "sink"][here] += tile.weights[:, :, mark - tile.cols.start]
         with maps.full_precision():
-            got[tile.heads, tile.cols] += (said[here][:, None] @ tile.weights)[:, 0]
+            for i, weights in enumerate(tile.weights, tile.heads.start):
+                got[i, tile.cols] += weights.mT.mv(said[i, tile.rows])
     return rows, got
 
 
-def _distances(tile: tiles.Tile, stands: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away."""
-    weights, first, last = tile.weights, int(stands[0]), int(stands[-1])
-    keys = torch.arange(tile.cols.start, tile.cols.stop, device=weights.device)
-    left, right = (max(0, min(len(keys), at - tile.cols.start)) for at in (first - NEAR, last + NEAR + 1))
-    away = (stands[:, None] - keys[None, left:right]).abs()
-    middle = weights[:, :, left:right]
-    distance = (middle * away).sum(-1)
-    near = (middle * (away <= NEAR)).sum(-1)
-    for some, sign in ((slice(0, left), 1), (slice(right, len(keys)), -1)):
-        if some.stop > some.start:  # all on one side: |i - j| falls apart into i and j, here counted from the first i
-            sums = torch.stack([torch.ones_like(keys[some]), first - keys[some]], 1).to(weights.dtype)
-            with maps.full_precision():
-                mass, ahead = (weights[:, :, some] @ sums).unbind(-1)
-            distance += sign * (ahead + mass * (stands - first))
-    return distance, near
+class _Distances:
+    """How far away a tile's weights lie from their queries: most of it from sums of whole rows."""
+
+    def __init__(self, call: Call) -> None:
+        self.stands, reach = call.stands, call.rule.reach
+        self.looks_ahead = reach is None or reach > call.n_keys - call.n_all
+        self.known: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}  # a few, one for each kind of tile
+
+    def of(self, tile: tiles.Tile) -> tuple[Tensor, Tensor]:
+        """Return the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away.
+
+        |i - j| is (i - j) + 2 max(0, j - i), and i - j falls apart into the place of the row and that of the key, both
+        counted from the first query. What is left is about keys near these queries, or after them.
+        """
+        weights, stands = tile.weights, self.stands[tile.rows]
+        n_heads, height, width = weights.shape
+        first, last = int(stands[0]), int(stands[-1])
+        flat, below = weights.reshape(-1, width), (stands - first).to(weights.dtype)
+        ahead = (first - torch.arange(tile.cols.start, tile.cols.stop, device=weights.device)).to(weights.dtype)
+        left, right = (max(0, min(width, at - tile.cols.start)) for at in (first - NEAR, last + NEAR + 1))
+        with maps.full_precision():
+            signed = flat.mv(ahead).view(n_heads, height) + flat.sum(-1).view(n_heads, height) * below
+            if self.looks_ahead and right < width:
+                after = flat[:, right:]
+                signed = signed - 2 * after.mv(ahead[right:]).view(n_heads, height)
+                signed -= 2 * after.sum(-1).view(n_heads, height) * below
+        if left == right:
+            return signed, torch.zeros_like(signed)
+        near, later = self.middle(stands, first - tile.cols.start - left, right - left, weights.dtype)
+        middle = weights[:, :, left:right]
+        if self.looks_ahead:
+            signed += 2 * (middle * later).sum(-1)
+        return signed, (middle * near).sum(-1)
+
+    def middle(self, stands: Tensor, before: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return which of `width` keys are near each query, and how far after it they are, 0 where they are not.
+
+        The keys begin `before` places before the first query.
+        """
+        key = before, width, len(stands)
+        if key not in self.known or not torch.equal(self.known[key][0], stands - stands[0]):
+            away = torch.arange(width, device=stands.device) - before - (stands - stands[0])[:, None]
+            self.known[key] = stands - stands[0], (away.abs() <= NEAR).to(dtype), away.clamp(min=0).to(dtype)
+        return self.known[key][1:]
 
 
 def _near_by_chance(call: Call, room: Tensor) -> Tensor:
