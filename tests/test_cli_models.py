@@ -322,6 +322,17 @@ def test_classify_labels_pictures_of_a_folder_by_argument_and_by_list(
     assert call("classify", "--model", places["vit"], "--json", stdin=listed).out == done.out
 
 
+def test_what_is_named_like_a_picture_or_holds_one_is_a_picture(photos: Path) -> None:
+    from clearhead.cli.inputs import are_pictures, is_picture
+
+    first, nowhere = str(photos / "0.png"), str(photos / "9.png")
+    assert all(map(is_picture, (first, nowhere, str(photos), "9.jpeg")))
+    texts = ("a fine film", "I liked film.png", "", "what?", "fine.", "x" * 9000, "a\0b", str(photos / "0.png" / "x"))
+    assert not any(map(is_picture, texts))
+    assert are_pictures(["a fine film", first], ["a fine film", first])
+    assert are_pictures([], [first, nowhere]) and not are_pictures([], [first, "a fine film"])
+
+
 def test_a_picture_that_is_none_is_named_and_the_others_answered(
     call: Any, places: dict[str, Path], photos: Path
 ) -> None:

@@ -89,6 +89,9 @@ def end_on_ctrl_c() -> None:
         try:
             if os.isatty(2):
                 os.write(2, b"\x1b[?25h")  # show the cursor: the progress bar of a training hides it
+                output = sys.modules.get("clearhead.cli.output")
+                if output and output.Progress.shown:
+                    os.write(2, b"\r\x1b[K")  # a command's count
             sys.stdout.flush()  # answers that were found
         finally:
             os._exit(128 + number)

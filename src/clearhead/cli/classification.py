@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from clearhead.cli.arguments import at_least_1
-from clearhead.cli.inputs import arriving, is_picture
+from clearhead.cli.inputs import are_pictures, arriving, is_picture
 from clearhead.cli.output import Progress, columns, dump, is_for_eyes, one_line
 from clearhead.errors import InputError
 
@@ -47,7 +47,7 @@ def run(
     first = next(arrivals)  # an input that is not there need not wait for PyTorch
     from clearhead.cli.labeller import Labeller, open_labeller
 
-    name = model or ("pictures" if pictures else "sentiment")
+    name = model or ("pictures" if are_pictures(texts, first) else "sentiment")
     labeller = open_labeller(name, dtype=dtype, threads=threads)
     if isinstance(labeller, Labeller):
         if pictures:

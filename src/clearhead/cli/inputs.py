@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clearhead.errors import ClearheadError, InputError
 
 STDIN = Path("-")
 MOST_AT_ONCE = 1024  # texts: enough to fill batches of similar length, few enough to wait for
+MOST_LOOKED_AT = 10_000  # files of a folder, to find a picture among them
 
 
 def arriving(texts: Sequence[str], files: Sequence[Path], *, example: str) -> Iterator[list[str]]:
@@ -81,8 +83,13 @@ def is_picture(text: str) -> bool:
     from clearhead.data.images import is_image
 
     if Path(text).is_dir():
-        return any(map(is_image, Path(text).rglob("*")))
+        return any(map(is_image, islice(Path(text).rglob("*"), MOST_LOOKED_AT)))
     return is_image(text)
+
+
+def are_pictures(arguments: Sequence[str], first: Sequence[str]) -> bool:
+    """Return whether a command that was told no model is given pictures: any argument, or all of what came first."""
+    return any(map(is_picture, arguments)) or (not arguments and all(map(is_picture, first)))
 
 
 class Lines:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.cli.inputs import arriving, is_picture
+from clearhead.cli.inputs import are_pictures, arriving
 from clearhead.cli.output import console, dump, one_line
 
 if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
@@ -74,7 +74,7 @@ def each(
     first = next(arrivals)
     from clearhead.cli.reading import Asked, open_watched
 
-    usual = "pictures" if any(map(is_picture, texts)) else "pronounce" if asked["target"] is not None else "sentiment"
+    usual = "pictures" if are_pictures(texts, first) else "pronounce" if asked["target"] is not None else "sentiment"
     watched = open_watched(verb, model or usual)
     page = None if fields else console()
     several = len(texts) != 1 or bool(files)
