@@ -30,16 +30,34 @@ class Asked:
     q: Tensor
     k: Tensor
     v: Tensor
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
     seen: bool = False
+
+    def __post_init__(self) -> None:
+        while isinstance(self.function, functools.partial):  # handed out to another watcher before
+            self.function = self.function.args[0]
+
+    @property
+    def name(self) -> str:
+        """Return what the function is called."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    @property
+    def is_theirs(self) -> bool:
+        """Say whether the function is of transformers, which is known to repeat and to fold heads."""
+        return getattr(self.function, "__module__", "").startswith("transformers.")
+
+    def of_flex(self) -> dict[str, Any] | None:
+        """Return what transformers' flex entry was asked for; None if this is not it."""
+        if not self.is_theirs or self.name != "flex_attention_forward":
+            return None
+        return {"attention_mask": self.args[0] if self.args else None, **self.kwargs}
 
     def report(self, sighting: Sighting, report: Report) -> Tensor | None:
         """Report what was sighted inside as the model meant it; the answer is in the layout of what was sighted."""
         self.seen = True
-        function = self.function
-        while isinstance(function, functools.partial):  # handed out to another watcher before
-            function = function.args[0]
-        if not getattr(function, "__module__", "").startswith("transformers.") or sighting.q.ndim != 4:
+        if not self.is_theirs or sighting.q.ndim != 4:
             return report(sighting)
         if self.folded(sighting):
             edited = report(self.unfolded(sighting))

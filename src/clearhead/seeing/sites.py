@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clearhead.seeing.byhand import ByHand, Found
+from clearhead.seeing.flex import UNCOMPILED, CannotTell, is_flex, sighting_of
 from clearhead.seeing.interface import Asked
 from clearhead.seeing.sighting import Report, Sighting
 
@@ -79,7 +80,7 @@ class FusedCalls(TorchFunctionMode):
     """Report every attention call of this thread to `report`; everything else passes by untouched.
 
     `refuse` is told why a call that was attention cannot be reported. `split` says how many texts and how many heads
-    the running module has put on one axis.
+    the running module has put on one axis. `note` is told of what watching changed.
     """
 
     def __init__(self, report: Report, refuse: Callable[[str], None], split: Callable[[int], tuple[int, int]]) -> None:
@@ -98,6 +99,8 @@ class FusedCalls(TorchFunctionMode):
         if func is F.multi_head_attention_forward and OWN.texts is None:
             with self.inside_torchs_own(*args):
                 return func(*args, **kwargs)
+        if is_flex(func) and not torch.compiler.is_compiling():
+            return self.see_flex(func, args, kwargs)
         return self.by_hand.run(func, args, kwargs)
 
     def see(
@@ -120,6 +123,23 @@ class FusedCalls(TorchFunctionMode):
         edited = self.tell(Sighting(query, key, attn_mask, dropout_p, is_causal, scale, lse, lost, value, out))
         return out if edited is None else edited
 
+    def see_flex(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run flex_attention, report it, and go on with what the report answers, or with what came out."""
+        result = func(*args, **kwargs)
+        asked = self.asked[-1].of_flex() if self.asked else None
+        if asked is not None:
+            self.note(UNCOMPILED)
+        try:
+            with torch._C.DisableTorchFunction(), torch.no_grad():
+                sighting = sighting_of(result, *args, **kwargs, asked=asked)
+        except (CannotTell, RuntimeError) as error:
+            self.lost(f"flex_attention that cannot be told exactly: {error}")
+            return result
+        edited = self.tell(sighting)
+        if edited is None:
+            return result
+        return (edited, *result[1:]) if isinstance(result, tuple) else edited
+
     def through(
         self,
         function: Callable[..., Any],
@@ -131,11 +151,15 @@ class FusedCalls(TorchFunctionMode):
         **kwargs: Any,
     ) -> Any:
         """Call a function of transformers' attention interface, and know what it was asked for while it runs."""
-        self.asked.append(Asked(function, module, query, key, value, kwargs))
+        asked = Asked(function, module, query, key, value, args, kwargs)
+        self.asked.append(asked)
         try:
-            return function(module, query, key, value, *args, **kwargs)
+            result = function(module, query, key, value, *args, **kwargs)
         finally:
             self.asked.pop()
+        if not asked.seen:
+            self.refuse(f'transformers\' {asked.name} made no call that can be seen: load the model with "sdpa"')
+        return result
 
     def tell(self, sighting: Sighting) -> Tensor | None:
         """Report a call as whoever asked for it put it, and return the output to go on with, if another."""

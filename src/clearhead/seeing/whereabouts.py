@@ -134,7 +134,7 @@ def standing_beside(model: nn.Module, whereabouts: Whereabouts, report: Report) 
                 stack.enter_context(whereabouts.following(name, module))
         if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
             whereabouts.recording.note("the compiled model ran uncompiled while it was watched")
-        calls = FusedCalls(report, whereabouts.refuse, whereabouts.split)
+        calls = FusedCalls(report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note)
         stack.enter_context(asked_of_interface(calls.through))
         whereabouts.mode = stack.enter_context(calls)
         yield
