@@ -25,8 +25,8 @@ class CannotTell(Exception):
 
 
 def is_flex(func: Any) -> bool:
-    """Say whether `func` is flex_attention, without importing it."""
-    return getattr(func, "__module__", None) == HOME and getattr(func, "__name__", "") == "flex_attention"
+    """Say whether `func` is the operator that flex_attention ends in, without importing it."""
+    return type(func).__name__ == "FlexAttentionHOP"
 
 
 def sighting_of(
@@ -34,22 +34,21 @@ def sighting_of(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    score_mod: Callable[..., Tensor] | None = None,
-    block_mask: Any = None,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    score_mod: Callable[..., Tensor],
+    block_mask: tuple[Any, ...],
+    scale: float,
     *_: Any,
     asked: Mapping[str, Any] | None = None,
-    **rest: Any,
 ) -> Sighting:
-    """Return what a call of flex_attention that gave `result` was; called as it is.
+    """Return what a call of the operator that gave `result` was; called as it is.
 
     `asked` is what transformers' flex entry was asked for, and so what its score_mod does.
     """
-    if score_mod is not None and asked is None:
+    flex: Any = sys.modules[HOME]
+    if score_mod is not flex._identity and asked is None:
         raise CannotTell("its scores go through a score_mod of its own")
     asked = asked or {}
-    mask = None if block_mask is None else _evaluated(block_mask, query, key)
+    mask = None if block_mask[-1] is flex.noop_mask else _evaluated(block_mask, query, key)
     for bias in (asked.get("attention_mask"), asked.get("position_bias")):
         if isinstance(bias, Tensor):
             bias = bias[..., : key.shape[-2]]
@@ -58,7 +57,7 @@ def sighting_of(
             else:
                 mask = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask + bias
     sinks = asked.get("s_aux")
-    out = result[0] if isinstance(result, tuple) else result
+    out = result[0]
     sighting = Sighting(
         query,
         key,
@@ -78,14 +77,14 @@ def sighting_of(
     return sighting
 
 
-def _evaluated(block_mask: Any, query: Tensor, key: Tensor) -> Tensor:
+def _evaluated(block_mask: tuple[Any, ...], query: Tensor, key: Tensor) -> Tensor:
     """Return who may look where, as texts x heads x queries x keys, each of the first two one long if all alike."""
-    texts, heads = block_mask.kv_num_blocks.shape[:2]
+    texts, heads = next(part for part in block_mask if isinstance(part, Tensor)).shape[:2]
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     if texts * heads * n_queries * n_keys > MOST:
         raise CannotTell(f"its mask is a function of {n_queries} x {n_keys} links, more than {MOST} in all")
     flex: Any = sys.modules[HOME]
-    mask: Tensor = flex.create_mask(block_mask.mask_mod, texts, heads, n_queries, n_keys, device=str(query.device))
+    mask: Tensor = flex.create_mask(block_mask[-1], texts, heads, n_queries, n_keys, device=str(query.device))
     return mask
 
 

@@ -83,8 +83,15 @@ class FusedCalls(TorchFunctionMode):
     the running module has put on one axis. `note` is told of what watching changed.
     """
 
-    def __init__(self, report: Report, refuse: Callable[[str], None], split: Callable[[int], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        report: Report,
+        refuse: Callable[[str], None],
+        split: Callable[[int], tuple[int, int]],
+        note: Callable[[str], None],
+    ) -> None:
         super().__init__()
+        self.note = note
         self.report, self.refuse, self.split, self.thread = report, refuse, split, threading.get_ident()
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
         self.by_hand = ByHand(self.found_by_hand, self.lost)
@@ -136,9 +143,7 @@ class FusedCalls(TorchFunctionMode):
             self.lost(f"flex_attention that cannot be told exactly: {error}")
             return result
         edited = self.tell(sighting)
-        if edited is None:
-            return result
-        return (edited, *result[1:]) if isinstance(result, tuple) else edited
+        return result if edited is None else (edited, *result[1:])
 
     def through(
         self,
