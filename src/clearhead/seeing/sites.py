@@ -5,8 +5,9 @@ imported it. Around that one call a dispatch mode is opened, one floor below aut
 the log-sum-exp they need for their own backward pass: the model's kernel runs as it would have, outputs and gradients
 are the same bits, and what normalised the weights is ours for nothing.
 
-nn.MultiheadAttention hides its call behind a function of its own, in which modes are off: there the name that it calls
-is replaced while that function runs.
+nn.MultiheadAttention hides its call behind a function of its own, in which modes are off: it is made to run with this
+one on. Attention written out by hand is followed by `byhand.py`; `interface.py` knows what transformers meant by a
+call, and `flex.py` what a call of flex_attention was.
 
 Intercepting these calls is not new (attnread does so too). Next: `recorder.py` keeps what is seen here.
 """
