@@ -65,6 +65,7 @@ def test_a_profile_is_the_mean_over_texts_of_what_each_head_does(model: Path, co
     mean = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     assert row["previous"] == pytest.approx(float(mean @ torch.tensor(previous, dtype=torch.float64)))
     assert row["entropy"] == pytest.approx(float(mean @ torch.tensor(entropy, dtype=torch.float64)))
+    assert {"distance", "induction", "duplicate", "near", "spread"} < row.keys()
     assert 0 < row["previous_sd"] < 0.2 and 0 < row["kind_share"] <= 1
 
 

@@ -39,7 +39,7 @@ def profile(name: str, corpus: Sequence[Path | str], out: Path | str, *, limit: 
     installed; and a state file a process, by which the same call goes on after it was stopped. `limit` reads that many
     texts at most. Under torchrun each process takes its share; the first one writes.
 
-    Statistics are those of `seeing.statistics.Habit` and the entropy in nats, means over texts counted by length.
+    Statistics are those of `seeing.habits.Habit` and the entropy in nats, means over texts counted by length.
 
     InputError for a model that does not read one text, for a folder that holds something else, for texts that cannot be
     read; Interrupted when a signal stopped it, after all that was counted was saved.
@@ -60,9 +60,10 @@ def profile(name: str, corpus: Sequence[Path | str], out: Path | str, *, limit: 
                 if number < done or number % world.size != world.rank:
                     continue
                 for window in tokenizer.windows(text, longest):
+                    tokens = torch.tensor(window.ids, device=world.device)
                     with watch(model) as seen:
-                        model(torch.tensor([window.ids], device=world.device))
-                    tally.add(seen, [i for i, special in enumerate(window.special) if special and i])
+                        model(tokens[None])
+                    tally.add(seen, tokens, [i for i, special in enumerate(window.special) if special and i])
                 tally.texts += 1
                 show(tally.texts)
                 if signals or time.monotonic() - saved > SAVE_EVERY:

@@ -1,6 +1,6 @@
 """What was counted so far: a sum for every statistic of every head, that can be saved, merged and gone on with.
 
-A statistic of one text is a mean over its queries (`seeing.statistics.Habit`, and the entropy of a row in nats); over a
+A statistic of one text is a mean over its queries (`seeing.habits.Habit`, and the entropy of a row in nats); over a
 corpus it is the mean over texts, each counted by its length, with the spread from text to text beside it.
 """
 
@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
 
 from clearhead.seeing import Recording
 
@@ -45,7 +48,7 @@ class Tally:
     layers: dict[int, str] = field(default_factory=dict)
     heads: dict[tuple[int, int], HeadTally] = field(default_factory=dict)
 
-    def add(self, seen: Recording, separators: list[int]) -> None:
+    def add(self, seen: Recording, tokens: Int[Tensor, " key"], separators: list[int]) -> None:
         """Count one text, recorded alone; `separators` are the positions of its special tokens but the first."""
         self.layers |= {layer.index: layer.name for layer in seen.layers}
         n_tokens = seen.layers[0].n_queries
@@ -53,7 +56,7 @@ class Tally:
         entropies = {index: seen.entropy(index).mean(1).tolist() for index in self.layers}
         place: Counter[int] = Counter()
         weight = float(n_tokens)
-        for habit in seen.heads(separators=separators):
+        for habit in seen.heads(separators=separators, tokens=tokens):
             head = self.heads.setdefault((habit.layer, habit.head), HeadTally())
             head.kinds[habit.kind] += 1
             head.add("entropy", entropies[habit.layer][place[habit.layer]], weight)
