@@ -122,7 +122,7 @@ def llama(**more: Any) -> Any:
     kind, config = transformers.LlamaForCausalLM, transformers.LlamaConfig
     if "sliding_window" in more:
         kind, config = transformers.MistralForCausalLM, transformers.MistralConfig
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     return kind(config(vocab_size=60, intermediate_size=48, **sizes, **more)).eval()
 
 
@@ -158,7 +158,7 @@ def test_every_key_of_a_generation_is_kept_once(cache: str | None, padded: bool)
     assert len(places) == 1
     n_keys = seen.call(0).n_keys
     queries = (5 + 7) * len(prompt) * (4 * 8 + 4) * 4
-    assert seen.layers[0].nbytes == queries + len(prompt) * 4 * n_keys * 8 * 4
+    assert seen.layers[0].nbytes == queries + len(prompt) * 2 * n_keys * 8 * 4
     assert seen.layers[0].nbytes <= seen.calls[0][-1].k.untyped_storage().nbytes() + queries  # no slack is left
 
 
