@@ -151,17 +151,15 @@ class ByHand:
         """Weights have met the values: tell, once."""
         if weights.told:
             return out
-        first = args[1] if func is torch.einsum else args[0]
-        if func is torch.einsum:
-            met = values_of(args, out, lambda x: self.state(x) is weights)
-        elif self.state(first) is weights and isinstance(args[1], Tensor) and args[1].ndim > 1:
-            met = args[1], out, lambda x: x
-        else:
-            met = None  # the weights came second, as in a product of weights with weights
+        try:
+            met = self.met(func, args, weights, out)
+        except (IndexError, RuntimeError):  # operands by name, or axes unlike any known
+            met = None
         if met is None:
             return out
-        weights.told = True
-        scores = weights.scores
+        first = args[1] if func is torch.einsum else args[0]
+        weights.told, scores = True, weights.scores
+        weights.scores = scores.emptied()  # the model may return its weights: they keep nothing of this alive
         if scores.broken is None and scores.sinks and first.shape[-1] != scores.n_keys:
             scores = scores.failed("columns were appended to its scores, and their weights used")
         if scores.broken is not None:
@@ -170,6 +168,16 @@ class ByHand:
         v, laid_out, back = met
         edited = self.found(Found(scores, weights.dropout, v, laid_out, back))
         return out if edited is None else back(edited)
+
+    def met(
+        self, func: Callable[..., Any], args: Sequence[Any], weights: Weights, out: Tensor
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]] | None:
+        """Return values, output and the way back into its layout; None where weights did not multiply values."""
+        if func is torch.einsum:
+            return values_of(args, out, lambda x: self.state(x) is weights)
+        if self.state(args[0]) is weights and isinstance(args[1], Tensor) and args[1].ndim > 1:
+            return args[1], out, lambda x: x
+        return None  # the weights came second, as in a product of weights with weights
 
     def state(self, x: Any) -> Scores | Weights | None:
         """Return what is known of `x`."""

@@ -74,6 +74,11 @@ class Scores:
         """Return scores that can only be refused, with the first reason there was."""
         return self if self.broken is not None else replace(self, broken=reason)
 
+    def emptied(self) -> "Scores":
+        """Return scores of the same shape that hold no tensor of the model's."""
+        q, k = (self.q.new_empty(n, 0) for n in (self.n_queries, self.n_keys))
+        return Scores(q, k, self.lead, self.scale, self.eps, self.versions, broken=self.broken)
+
     def times(self, by: Any) -> "Scores":
         """Return the scores multiplied by a number, or by a tensor that is the same for all keys."""
         if isinstance(by, Tensor) and by.numel() == 1:

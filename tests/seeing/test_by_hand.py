@@ -1,0 +1,103 @@
+"""Attention written out in Python is recorded exactly, or refused with the reason; the model never notices."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clearhead.seeing import watch
+
+FORBIDDEN = torch.ones(6, 6).triu(1).bool()
+BIAS = torch.randn(4, 6, 6)
+SINKS = torch.randn(1, 4, 1, 1)
+
+
+def with_sinks(q: Tensor, k: Tensor) -> Tensor:
+    scores = torch.cat([q @ k.mT / 4, SINKS.expand(2, 4, 6, 1)], -1)
+    return (scores - scores.amax(-1, keepdim=True)).softmax(-1)[..., :-1]
+
+
+def in_place(q: Tensor, k: Tensor) -> Tensor:
+    scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
+    scores *= 0.25
+    scores = scores.view(2, 4, 6, 6)
+    scores.masked_fill_(FORBIDDEN, -1e9)
+    return torch.softmax(scores.view(8, 6, 6), dim=-1).view(2, 4, 6, 6)
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plain": lambda q, k: (q @ k.transpose(-2, -1) / 4).softmax(-1),
+    "einsum": lambda q, k: torch.einsum("bhid,bhjd->bhij", q, k).mul(0.25).softmax(dim=-1),
+    "bias before the scale": lambda q, k: ((q @ k.mT + BIAS) * 0.25).softmax(-1),
+    "softcap": lambda q, k: (2 * torch.tanh(q @ k.mT / 8) + BIAS).softmax(-1),
+    "where": lambda q, k: torch.where(FORBIDDEN, torch.finfo(q.dtype).min, q @ k.mT).softmax(-1),
+    "rows hidden whole": lambda q, k: (q @ k.mT).masked_fill(torch.arange(6)[:, None] > 3, -1e9).softmax(-1),
+    "a scale a head": lambda q, k: (q @ k.mT * BIAS[:, :1, :1].exp()).softmax(-1, dtype=torch.float64).to(q.dtype),
+    "clamped": lambda q, k: (q @ k.mT + FORBIDDEN * -1e30).clamp(min=-1e20).softmax(-1),
+    "multiplied by a mask": lambda q, k: (q @ k.mT * ~FORBIDDEN + FORBIDDEN * -1e4).softmax(-1),
+    "in place, on one axis": in_place,
+    "sinks": with_sinks,
+}
+REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "mixed": (lambda q, k: (q @ k.mT).roll(1, 1).softmax(-1), "its scores went through roll"),
+    "tanh of a sum": (lambda q, k: (q @ k.mT + BIAS).tanh().softmax(-1), "a tanh after something was added"),
+    "weights changed": (lambda q, k: (q @ k.mT).softmax(-1).square(), "changed between the softmax and the values"),
+    "half hidden": (lambda q, k: (q @ k.mT).masked_fill(FORBIDDEN, -3.0).softmax(-1), "replaced by -3"),
+}
+
+
+class ByHand(nn.Module):
+    """Attention whose weights come of `way`."""
+
+    def __init__(self, way: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way, self.num_heads, self.weights = way, 4, torch.empty(0)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.weights = self.way(q, k)
+        return self.weights @ v
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (torch.randn(2, 4, 6, 16, requires_grad=True) for _ in range(3))
+    return q, k, v
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_is_recorded_as_it_was(way: str) -> None:
+    model, given = ByHand(WAYS[way]), inputs()
+    blind = model(*given)
+    expected = torch.autograd.grad(blind.square().sum(), given)
+    with watch(model) as outer, watch(model) as seen:
+        watched = model(*given)
+        gradients = torch.autograd.grad(watched.square().sum(), given)
+    assert torch.equal(blind, watched)
+    assert all(torch.equal(a, b) for a, b in zip(expected, gradients))
+    assert seen.unseen == outer.unseen == ()
+    assert (seen.layers[0].batch, seen.layers[0].n_heads) == (2, 4)
+    for batch, head in ((0, 0), (1, 3)):
+        wanted = model.weights[batch, head].detach()
+        assert seen.map(0, head, batch=batch) == pytest.approx(wanted, abs=1e-6)
+        assert torch.equal(outer.map(0, head, batch=batch), seen.map(0, head, batch=batch))
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_what_cannot_be_told_exactly_is_refused_with_the_reason(way: str) -> None:
+    make, reason = REFUSED[way]
+    model, given = ByHand(make), inputs()
+    with watch(model) as seen:
+        model(*given)
+    assert len(seen.unseen) == 1
+    assert reason in seen.unseen[0].reason
+
+
+def test_operands_by_name_do_not_disturb_the_model() -> None:
+    class Named(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return torch.matmul(input=torch.softmax(input=torch.matmul(input=q, other=k.mT), dim=-1), other=v)
+
+    model, given = Named(), inputs()
+    blind = model(*given)
+    with watch(model):
+        assert torch.equal(model(*given), blind)
