@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from clearhead.seeing import watch
 
 FORBIDDEN = torch.ones(6, 6).triu(1).bool()
-BIAS = torch.randn(4, 6, 6)
-SINKS = torch.randn(1, 4, 1, 1)
+ALIKE = torch.Generator().manual_seed(0)  # made once, before any test is seeded
+BIAS = torch.randn(4, 6, 6, generator=ALIKE)
+SINKS = torch.randn(1, 4, 1, 1, generator=ALIKE)
 
 
 def with_sinks(q: Tensor, k: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "softcap": lambda q, k: (2 * torch.tanh(q @ k.mT / 8) + BIAS).softmax(-1),
     "where": lambda q, k: torch.where(FORBIDDEN, torch.finfo(q.dtype).min, q @ k.mT).softmax(-1),
     "rows hidden whole": lambda q, k: (q @ k.mT).masked_fill(torch.arange(6)[:, None] > 3, -1e9).softmax(-1),
-    "a scale a head": lambda q, k: (q @ k.mT * BIAS[:, :1, :1].exp()).softmax(-1, dtype=torch.float64).to(q.dtype),
+    "a scale a head": lambda q, k: (q @ k.mT * BIAS[:, :1, :1].sigmoid()).softmax(-1, dtype=torch.float64).to(q.dtype),
     "clamped": lambda q, k: (q @ k.mT + FORBIDDEN * -1e30).clamp(min=-1e20).softmax(-1),
     "multiplied by a mask": lambda q, k: (q @ k.mT * ~FORBIDDEN + FORBIDDEN * -1e4).softmax(-1),
     "in place, on one axis": in_place,
@@ -78,7 +79,7 @@ def test_it_is_recorded_as_it_was(way: str) -> None:
     assert (seen.layers[0].batch, seen.layers[0].n_heads) == (2, 4)
     for batch, head in ((0, 0), (1, 3)):
         wanted = model.weights[batch, head].detach()
-        assert seen.map(0, head, batch=batch) == pytest.approx(wanted, abs=1e-6)
+        assert seen.map(0, head, batch=batch) == pytest.approx(wanted, abs=5e-6)
         assert torch.equal(outer.map(0, head, batch=batch), seen.map(0, head, batch=batch))
 
 
