@@ -155,6 +155,7 @@ def test_version_is_the_package_version(call: Call) -> None:
         (["classify", "x", "--top", "0"], "--top must be at least 1, got 0"),
         (["classify", "x", "--threads", "-1"], "--threads must be at least 1, got -1"),
         (["train"], "train needs a RECIPE"),
+        (["profile", "--limit", "3"], "profile needs a MODEL"),
         (["derive", "x", "--layer", "first"], "--layer takes a whole number, got 'first'"),
     ],
 )

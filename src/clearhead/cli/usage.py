@@ -95,14 +95,14 @@ def mistake(verb: str, tokens: list[str], function: Callable[..., None]) -> str 
 
 def too_few_or_many(verb: str, given: Sequence[str], function: Callable[..., None]) -> str | None:
     """Return what is wrong with the number of arguments that are no options, or None."""
+    hints = get_type_hints(function)
     places = [one for one in inspect.signature(function).parameters.values() if one.kind is one.POSITIONAL_ONLY]
-    if any(Option.of(get_type_hints(function)[one.name]).many for one in places):
-        return None
-    if len(given) > len(places):
-        takes = f"one {places[0].name.upper()}" if places else "options alone"
-        return f"{verb} takes {takes}, and {given[len(places)]!r} is one too many"
-    if len(given) < len(places):
-        return f"{verb} needs a {places[len(given)].name.upper()}"
+    single = [one.name.upper() for one in places if not Option.of(hints[one.name]).many]
+    if len(given) < len(single):
+        return f"{verb} needs a {single[len(given)]}"
+    if len(given) > len(single) == len(places):
+        takes = f"one {' and one '.join(single)}" if single else "options alone"
+        return f"{verb} takes {takes}, and {given[len(single)]!r} is one too many"
     return None
 
 
