@@ -510,7 +510,7 @@ def test_a_shipped_model_is_described_by_its_card(folder: Path, tmp_path: Path) 
     card.unlink()
     assert (shipped.name, shipped.task, shipped.labels) == ("tiny", "text-classification", LABELS)
     assert (shipped.licence, shipped.summary) == ("apache-2.0", "It says things.")
-    assert shipped.commands == ("classify", "embed", "derive", "see")
+    assert {"classify", "embed", "derive", "see"} <= set(shipped.commands)
     assert shipped.bytes > (folder / "model.safetensors").stat().st_size
 
 
