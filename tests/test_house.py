@@ -27,12 +27,12 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # What `import clearhead` promises. A name added or removed here is a decision, and a line in CHANGELOG.md.
 PUBLIC = """
     ALiBi Bert BertConfig BertForMaskedLM BertForSequenceClassification BertForTokenClassification Block CAUSAL
-    CheckpointError ClearheadError ConfigError Derivation EVERYWHERE Edits Effects EncoderDecoder
-    EncoderDecoderConfig FeedForward GPT GPTConfig GPTForCausalLM GatedFeedForward InputError Interrupted KVCache
-    LayerCache LearnedPositions Mask MissingExtra MultiHeadAttention Order RMSNorm Recording RelativeBias Rotary
-    RotaryConfig ShapeError SinusoidalPositions Tokenizer TrainingError ViT ViTConfig ViTForImageClassification
-    WatchError attend attention_map classify derive edit effect embed estimate fastest find find_word generate load
-    open_recording pack post_norm pre_norm run_recipe save watch with_head
+    CheckpointError ClearheadError ConfigError Derivation EVERYWHERE Edits Effects EncoderDecoder EncoderDecoderConfig
+    FeedForward GPT GPTConfig GPTForCausalLM GatedFeedForward ImageProcessor InputError Interrupted KVCache LayerCache
+    LearnedPositions Mask MissingExtra MultiHeadAttention Order RMSNorm Recording RelativeBias Rotary RotaryConfig
+    ShapeError SinusoidalPositions Tokenizer TrainingError ViT ViTConfig ViTForImageClassification WatchError attend
+    attention_map classify derive edit effect embed estimate fastest find find_word generate load open_recording pack
+    post_norm pre_norm run_recipe save watch with_head
 """.split()
 
 # Imported only by the rooms that use them: a person who wants attend() should not wait for a terminal library, nor

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from clearhead.cache import KVCache, LayerCache
     from clearhead.checkpoints import find, load, save, with_head
     from clearhead.classification import classify, embed, fastest
+    from clearhead.data.images import ImageProcessor
     from clearhead.data.tokenizer import Tokenizer
     from clearhead.derivation import Derivation, derive, find_word
     from clearhead.errors import (
@@ -60,6 +61,7 @@ _HOME = {
     "clearhead.cache": ("KVCache", "LayerCache"),
     "clearhead.checkpoints": ("find", "load", "save", "with_head"),
     "clearhead.classification": ("classify", "embed", "fastest"),
+    "clearhead.data.images": ("ImageProcessor",),
     "clearhead.data.tokenizer": ("Tokenizer",),
     "clearhead.derivation": ("Derivation", "derive", "find_word"),
     "clearhead.errors": (
