@@ -75,7 +75,7 @@ def read(path: Path, *, alone: bool) -> Iterator[list[str]]:
 def is_picture(text: str) -> bool:
     """Return whether an argument is a picture rather than a text: a file named like one, or a folder that holds one."""
     try:
-        exists = Path(text).exists()
+        exists = text != "" and Path(text).exists()  # an empty path is the folder one is in
     except (OSError, ValueError):  # too long for a name, or with a character that none has
         return False
     if not exists and not re.fullmatch(r"\S+\.\w{3,4}", text):
