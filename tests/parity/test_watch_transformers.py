@@ -53,6 +53,7 @@ stablelm starcoder2 switch_transformers t5 umt5 xglm xlm xlm-roberta xlm-roberta
 
 # What a kind needs besides.
 ALSO: dict[str, dict[str, Any]] = {
+    "big_bird": {"attention_type": "original_full"},  # what it falls back to here, without giving its weights
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "deberta-v2": {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]},
     "reformer": {
