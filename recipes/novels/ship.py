@@ -1,6 +1,6 @@
 """Make a trained run a folder to ship: half precision, and in its config the piece that ends a text.
 
-    python recipes/novels/ship.py runs/novels-settled --out novels
+    python recipes/novels/ship.py runs/finished --out novels
 
 Other libraries look for that piece in config.json; a run keeps it where our tokenizer does, in tokenizer_config.json.
 """

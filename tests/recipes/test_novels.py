@@ -130,5 +130,6 @@ def test_no_author_of_a_held_out_novel_is_in_training(research_data: Path) -> No
 
 
 def test_the_recipes_can_be_read() -> None:
-    for recipe in (Recipe.load(FOLDER.with_suffix(".toml")), Recipe.load(FOLDER / "settle.toml")):
+    for path in (FOLDER.with_suffix(".toml"), FOLDER / "settle.toml", FOLDER / "finish.toml"):
+        recipe = Recipe.load(path)
         assert recipe.data.train == ("train.jsonl",) and recipe.objective.name == "next_token"
