@@ -37,7 +37,7 @@ from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
 from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification
 
-__all__ = ["FAMILIES", "Origin", "build", "find", "load", "origin", "save", "with_head"]
+__all__ = ["FAMILIES", "Origin", "build", "descend", "find", "load", "origin", "save", "with_head"]
 
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, MODERNBERT)
 DECODERS = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3)
@@ -202,6 +202,13 @@ def with_head(
 def origin(model: nn.Module) -> Origin | None:
     """Return where the trunk of `model` was loaded from, or None if it was built by hand."""
     return _trunk(model).__dict__.get("origin")
+
+
+def descend(model: nn.Module, source: nn.Module) -> Origin | None:
+    """Let `model`, built from what `source` is made of, be saved as what that was loaded from; return its origin."""
+    if (came_from := origin(source)) is not None:
+        _trunk(model).__dict__["origin"] = came_from
+    return came_from
 
 
 class ShapesOnly(TorchFunctionMode):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clearhead.checkpoints import build, load, origin
+from clearhead.checkpoints import build, descend, load
 from clearhead.errors import TrainingError
 from clearhead.training.language import NEXT_TOKEN
 from clearhead.training.pairs import ANSWERS
@@ -36,7 +36,6 @@ def build_model(folder: Path, recipe: Recipe, reader: Any) -> tuple[nn.Module, s
     """
     section = recipe.model
     source = build(folder) if section.fresh else load(folder)
-    came_from = origin(source)
     model: Any = TASKS[recipe.objective.name].model(source, recipe, reader)
     names = ("dropout", "attention_dropout", "classifier_dropout")
     changes = {name: getattr(section, name) for name in names if getattr(section, name) is not None}
@@ -45,6 +44,7 @@ def build_model(folder: Path, recipe: Recipe, reader: Any) -> tuple[nn.Module, s
         raise TrainingError(f"[model] {', '.join(lost)}: a {type(model).__name__} has no such thing")
     changed = type(model)(replace(model.config, **changes))
     changed.load_state_dict(model.state_dict())
+    came_from = descend(changed, source)
     return changed, came_from.family if came_from else None
 
 
