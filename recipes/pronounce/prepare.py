@@ -13,7 +13,7 @@ The split is by word, so that no pronunciation of a test word was trained on, an
 its spelling, whatever else the file holds. Of 100 words 5 are tested, 5 validated. As everywhere in the literature,
 *walk* may be trained on and *walks* tested.
 
-Left out: words with anything but letters, apostrophes, hyphens and full stops (60 of them, like *&AMPERSAND*).
+Left out: words with anything but letters, apostrophes, hyphens and full stops (94 of 123,455, like *&AMPERSAND*).
 
 Usage: python recipes/pronounce/prepare.py --out DIR [--data DIR]
 """
