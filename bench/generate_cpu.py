@@ -10,9 +10,13 @@ in units of their spread; the others are compared by the tokens they write. Peer
 """
 
 import argparse
+import importlib
+import importlib.util
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -140,34 +144,53 @@ def medium(call: Call) -> Call:
 
 
 def ctranslate2(folder: Path) -> dict[str, Call]:
-    """Return CTranslate2 on the same weights, with our number of threads, in every number it has."""
-    library = peer("ctranslate2", "ctranslate2")
-    if library is None:
+    """Return CTranslate2 on the same weights, with our number of threads, in every number it has.
+
+    It runs in a process of its own: loaded beside torch, its OpenMP takes a third of torch's speed (LOG.md).
+    """
+    if importlib.util.find_spec("ctranslate2") is None:
+        print("skipped    ctranslate2: not installed; pip install ctranslate2")
         return {}
-    print(f"peer       ctranslate2 {library.__version__}")
-    library.converters.TransformersConverter(str(folder)).convert(str(folder / "ct2"), force=True)
-    calls = {}
-    for kind in ("float32", "bfloat16", "int8"):
-        try:
-            generator = library.Generator(
-                str(folder / "ct2"), "cpu", compute_type=kind, intra_threads=torch.get_num_threads()
-            )
-        except ValueError as error:
-            print(f"skipped    ctranslate2 {kind}: {error}")
-            continue
-
-        def call(given: Prompts, n_new: int, generator: Any = generator) -> list[list[int]]:
-            found = generator.generate_batch(
-                [[f"t{token}" for token in row] for row in given],
-                max_length=n_new,
-                min_length=n_new,
-                sampling_topk=1,
-                include_prompt_in_result=False,
-            )
-            return [each.sequences_ids[0] for each in found]
-
-        calls[f"ctranslate2 {kind}"] = call
+    process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    version, kinds = process.submit(open_ctranslate2, str(folder), torch.get_num_threads()).result()
+    print(f"peer       ctranslate2 {version}, in a process of its own")
+    calls: dict[str, Call] = {}
+    for kind, refusal in kinds.items():
+        if refusal:
+            print(f"skipped    ctranslate2 {kind}: {refusal}")
+        else:
+            calls[f"ctranslate2 {kind}"] = lambda given, n_new, kind=kind: process.submit(
+                run_ctranslate2, kind, given, n_new
+            ).result()
     return calls
+
+
+GENERATORS: dict[str, Any] = {}  # CTranslate2's, in its process
+
+
+def open_ctranslate2(folder: str, threads: int) -> tuple[str, dict[str, str]]:
+    """Open it in every number; return its version, and for each number why it refused, or nothing."""
+    library = importlib.import_module("ctranslate2")
+    library.converters.TransformersConverter(folder).convert(f"{folder}/ct2", force=True)
+    refusals = dict.fromkeys(("float32", "bfloat16", "int8"), "")
+    for kind in refusals:
+        try:
+            GENERATORS[kind] = library.Generator(f"{folder}/ct2", "cpu", compute_type=kind, intra_threads=threads)
+        except ValueError as error:
+            refusals[kind] = str(error)
+    return library.__version__, refusals
+
+
+def run_ctranslate2(kind: str, given: Prompts, n_new: int) -> list[list[int]]:
+    """Return its answers."""
+    found = GENERATORS[kind].generate_batch(
+        [[f"t{token}" for token in row] for row in given],
+        max_length=n_new,
+        min_length=n_new,
+        sampling_topk=1,
+        include_prompt_in_result=False,
+    )
+    return [each.sequences_ids[0] for each in found]
 
 
 # ---------------------------------------------------------------- the input
