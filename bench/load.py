@@ -10,15 +10,13 @@ token: a shipped default or a folder with a tokenizer, on the command line here 
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from measure import machine, peer, ratios
+from measure import machine, peer, ratios, spawned
 
 from clearhead.checkpoints import find
 
@@ -111,17 +109,9 @@ def table(title: str, ways: dict[str, list[str]], baseline: str, rounds: int) ->
 
 def run(way: list[str]) -> tuple[float, float]:
     """Return what the process measured of itself, or else its whole time and the most it held, in MiB."""
-    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *way], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=quiet)
-    assert process.stdout is not None
-    said = process.stdout.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    took = time.perf_counter() - start
-    if status != 0:
-        sys.exit(f"{Path(sys.executable).name} {' '.join(way)} failed:\n{said}")
+    took, held, said = spawned(way)
     measured = next((line.split()[1:] for line in said.splitlines() if line.startswith("MEASURED")), None)
-    return (float(measured[0]), float(measured[1])) if measured else (took, usage.ru_maxrss / 1024)
+    return (float(measured[0]), float(measured[1])) if measured else (took, held)
 
 
 if __name__ == "__main__":

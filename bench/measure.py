@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +34,20 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     if sys.stderr.isatty():
         print("\r" + " " * 20 + "\r", end="", file=sys.stderr)
     return seconds
+
+
+def spawned(way: Sequence[str]) -> tuple[float, float, str]:
+    """Return the seconds, the peak MiB and what was said of a new Python that runs `way` to its end, or stop."""
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *way], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=quiet)
+    assert process.stdout is not None
+    said = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.perf_counter() - start
+    if status != 0:
+        sys.exit(f"{Path(sys.executable).name} {' '.join(way)} failed:\n{said}")
+    return took, usage.ru_maxrss / 1024, said
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], name: str, baseline: str) -> tuple[float, float, float]:

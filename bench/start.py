@@ -7,14 +7,10 @@ is shown beside them, because it is most of what is left. Memory is the largest 
 """
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
 
-from measure import machine, peer, ratios
+from measure import machine, peer, ratios, spawned
 
 from clearhead.checkpoints import find
 
@@ -64,16 +60,11 @@ def main() -> None:
 
 
 def run(way: list[str]) -> tuple[float, float]:
-    """Return the seconds and the peak MiB of a new Python that runs `way` to its end."""
-    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *way], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=quiet)
-    answer = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    took = time.perf_counter() - start
-    if status != 0 or not (answer.strip() or "import torch" in way[1]):
-        sys.exit(f"{Path(sys.executable).name} {' '.join(way)} failed:\n{answer.decode()}")
-    return took, usage.ru_maxrss / 1024
+    """Return the seconds and the peak MiB of a process that answered."""
+    took, held, answer = spawned(way)
+    if not (answer.strip() or "import torch" in way[1]):
+        sys.exit(f"{' '.join(way)} answered nothing")
+    return took, held
 
 
 if __name__ == "__main__":

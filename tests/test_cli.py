@@ -538,7 +538,6 @@ def test_train_leaves_a_folder_that_classify_opens(call: Call, folder: Path, tmp
 # ---------------------------------------------------------------- the real one
 
 
-@pytest.mark.skipif(not (Path(clearhead.__file__).parent / "defaults" / "sentiment").is_dir(), reason="not shipped yet")
 def test_the_shipped_model_reads_the_sentence_of_the_thread(call: Call) -> None:
     good, bad = call("classify", TEXT, "attention is too shabby", "--json").json
     assert good["probabilities"]["positive"] >= 0.9

@@ -16,7 +16,6 @@ from clearhead.training.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "novels"
 SHIPPED = Path(clearhead.__file__).parent / "defaults" / "novels"
-shipped = pytest.mark.skipif(not SHIPPED.is_dir(), reason="not shipped yet")
 
 # How Wuthering Heights begins, which is held out
 UNSEEN = (
@@ -44,7 +43,6 @@ def opened() -> tuple[GPTForCausalLM, clearhead.Tokenizer]:
     return model, clearhead.Tokenizer.load(find("novels"))
 
 
-@shipped
 def test_text_it_never_read_costs_less_than_two_bits_a_character_and_shuffled_words_more() -> None:
     model, tokenizer = opened()
     bits, n = script("score").score(model, tokenizer, UNSEEN)
@@ -54,7 +52,6 @@ def test_text_it_never_read_costs_less_than_two_bits_a_character_and_shuffled_wo
     assert script("score").score(model, tokenizer, shuffled)[0] > 1.2 * bits
 
 
-@shipped
 def test_it_goes_on_writing_and_the_seed_decides_what() -> None:
     model, tokenizer = opened()
     prompt = tokenizer.encode_body("The old house stood")
@@ -67,7 +64,6 @@ def test_it_goes_on_writing_and_the_seed_decides_what() -> None:
     assert len(text) > 80 and sum(letter.isalpha() or letter == " " for letter in text) / len(text) > 0.8
 
 
-@shipped
 def test_transformers_opens_the_shipped_model_and_agrees() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers absent")
     model, tokenizer = opened()
@@ -80,7 +76,6 @@ def test_transformers_opens_the_shipped_model_and_agrees() -> None:
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
 
-@shipped
 def test_it_is_as_small_as_promised_and_its_card_names_licence_scores_and_limits() -> None:
     model, tokenizer = opened()
     assert 8e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 25e6

@@ -19,7 +19,6 @@ from clearhead.training.recipe import Recipe
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "pictures"
 SHIPPED = Path(clearhead.__file__).parent / "defaults" / "pictures"
 CLOTHES = sorted((Path(__file__).parent / "clothes").glob("*.png"))  # one of each label, never trained on
-shipped = pytest.mark.skipif(not SHIPPED.is_dir(), reason="not shipped yet")
 
 
 def script(name: str) -> ModuleType:
@@ -36,7 +35,6 @@ def seen() -> torch.Tensor:
     return torch.stack([processor.read(path) for path in CLOTHES])
 
 
-@shipped
 def test_clothes_it_never_saw_are_told_apart() -> None:
     model = clearhead.load("pictures")
     with torch.inference_mode():
@@ -45,7 +43,6 @@ def test_clothes_it_never_saw_are_told_apart() -> None:
     assert (given == torch.arange(10)).sum() >= 9
 
 
-@shipped
 def test_transformers_opens_it_and_agrees() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers absent")
     from PIL import Image
@@ -64,7 +61,6 @@ def test_transformers_opens_it_and_agrees() -> None:
     assert tuple(theirs.config.id2label.values()) == ours.config.labels
 
 
-@shipped
 def test_accuracy_on_the_test_pictures_is_what_the_card_says() -> None:
     folder = os.environ.get("FASHION_MNIST")
     if not folder:
@@ -73,7 +69,6 @@ def test_accuracy_on_the_test_pictures_is_what_the_card_says() -> None:
     assert f"{100 * accuracy:.2f} %" in (SHIPPED / "README.md").read_text(encoding="utf-8")
 
 
-@shipped
 def test_it_is_small_and_its_card_names_licence_score_and_limits() -> None:
     assert (SHIPPED / "model.safetensors").stat().st_size <= 8e6
     card = (SHIPPED / "README.md").read_text(encoding="utf-8")

@@ -42,8 +42,8 @@ def draw(table: Sequence[Mapping[str, Any]], title: str) -> str:
         )
         body.append(f'<g transform="translate({x} {y})">{numbers}{panel}</g>')
     rows = -(-len(panels) // PER_ROW)
-    full = 2 * MARGIN + 16 + min(PER_ROW, len(panels)) * (width + GAP) - GAP, 58 + rows * (height + 44) + 34
-    legend = _legend(table, full[1] - 26)
+    full = 2 * MARGIN + 16 + min(PER_ROW, len(panels)) * (width + GAP) - GAP, 58 + rows * (height + 44) + 50
+    legend = _legend(table, full[1] - 42)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {full[0]} {full[1]}" width="{full[0]}" '
         f'height="{full[1]}" role="img" aria-label="{escape(title, quote=True)}">\n<style>{STYLE}</style>\n'
@@ -90,5 +90,9 @@ def _legend(table: Sequence[Mapping[str, Any]], y: int) -> str:
         f'<rect x="{MARGIN + 16 + i * 12}" y="{y}" width="12" height="10" fill="{COLOURS[i]}"/>' for i in range(10)
     )
     letters = ", ".join(f"{_letter(kind)} {kind}" for kind in sorted({row["kind"] for row in table}))
-    said = f"0, then 0.01, 0.04, 0.09, ... 0.81 of the most; rows are layers, columns heads; {letters}"
-    return f'<g>{steps}<text class="dim" x="{MARGIN + 142}" y="{y + 9}">{escape(said)}</text></g>'
+    said = "0, then 0.01, 0.04, 0.09, ... 0.81 of the most", f"rows are layers, columns heads; {letters}"
+    first, second = (
+        f'<text class="dim" x="{x}" y="{y + below}">{escape(line)}</text>'
+        for line, x, below in zip(said, (MARGIN + 142, MARGIN + 16), (9, 27))
+    )
+    return f"<g>{steps}{first}{second}</g>"

@@ -95,7 +95,10 @@ def _finish(world: World, tally: Tally, name: str, corpus: Sequence[Path | str],
     facts |= {"texts": whole.texts, "tokens": whole.tokens}
     table = whole.table()
     write(out / "profile.json", json.dumps({**facts, "heads": table}, indent=1) + "\n")
-    write(out / "profile.svg", draw(table, f"{name}, {whole.texts:,} texts, {whole.tokens:,} tokens"))
+    write(
+        out / "profile.svg",
+        draw(table, f"{name}, {whole.texts:,} text{'s' * (whole.texts != 1)}, {whole.tokens:,} tokens"),
+    )
     try:
         import pyarrow
         import pyarrow.parquet

@@ -6,6 +6,7 @@ as what is looked at. There a row is named by the word that is being written fro
 decoder reads: so letters stand beside the sounds they become.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Reading:
         )
 
 
-class Watched:
+class Watched(ABC):
     """A model, opened by its name, that is watched while it reads."""
 
     reads = "text"
@@ -91,9 +92,9 @@ class Watched:
         """Yield what is to be read one by one."""
         yield from texts
 
+    @abstractmethod
     def read(self, text: str, asked: Asked) -> Reading:
         """Read and look; InputError for a query, a layer or a head that is not there."""
-        raise NotImplementedError
 
     def keeping(self, place: str) -> Callable[..., None]:
         """Return a hook that keeps what the layer at `place` is given, its one text without the batch."""

@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from clearhead.data.preprocessing import BILINEAR, read_timm, read_words, write_words
+from clearhead.data.settings import read_settings
 from clearhead.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -86,14 +87,14 @@ class ImageProcessor:
         It is in preprocessor_config.json, or in timm's config.json.
         """
         path, config_path = Path(folder) / PREPROCESSOR, Path(folder) / "config.json"
-        config = _json(config_path) if config_path.is_file() else {}
+        config = read_settings(config_path) if config_path.is_file() else {}
         if not path.is_file() and "pretrained_cfg" not in config:
             raise CheckpointError(f"{folder} holds no {PREPROCESSOR}, which says how its model wants pictures")
         try:
             if not path.is_file():
                 path = config_path
                 return cls(**read_timm(config["pretrained_cfg"]))
-            return cls(**read_words(_json(path), config.get("num_channels", 3)))
+            return cls(**read_words(read_settings(path), config.get("num_channels", 3)))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
@@ -198,13 +199,3 @@ def _middle(pixels: Tensor, crop: tuple[int, int], *, rounds: bool) -> Tensor:
     whole = round if rounds else math.floor
     top, left = whole((pixels.shape[-2] - height) / 2), whole((pixels.shape[-1] - width) / 2)
     return pixels[:, top : top + height, left : left + width]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Get the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value

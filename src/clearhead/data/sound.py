@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clearhead.data.settings import read_settings
 from clearhead.errors import CheckpointError, InputError
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -57,8 +58,8 @@ class SoundProcessor:
         """Return the processor of a checkpoint folder; Whisper's where it holds no preprocessor_config.json."""
         path, config = Path(folder) / PREPROCESSOR, Path(folder) / "config.json"
         if not path.is_file():
-            return cls(n_mels=_json(config).get("num_mel_bins", 80) if config.is_file() else 80)
-        words = _json(path)
+            return cls(n_mels=read_settings(config).get("num_mel_bins", 80) if config.is_file() else 80)
+        words = read_settings(path)
         for key, given in words.items():
             if key not in READ and key not in HARMLESS and given not in SETTLED.get(key, ()):
                 raise CheckpointError(
@@ -171,13 +172,3 @@ def resample(samples: Float[Tensor, " samples"], rate: int, wanted: int, *, n_ze
     padded = torch.nn.functional.pad(samples, (reach, reach + old)).view(1, 1, -1)
     found = torch.nn.functional.conv1d(padded, taps.unsqueeze(1), stride=old)  # 1 new blocks
     return found[0].T.flatten()[:n_new]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Get the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value

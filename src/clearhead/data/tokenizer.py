@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from clearhead.data.settings import read_settings
 from clearhead.errors import CheckpointError, ClearheadError, InputError
 
 # google-research/bert and facebookresearch/fairseq's roberta, in the order (padding, unknown, first, last, mask)
@@ -178,13 +179,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has the last word
         path = folder / name
         if path.is_file():
-            try:
-                read = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CheckpointError(f"{path} is not JSON: {error}") from error
-            if not isinstance(read, dict):
-                raise CheckpointError(f"{path}: expected a JSON object, got {type(read).__name__}")
-            settings |= read
+            settings |= read_settings(path)
     for role in (*ROLES, "eos_token"):
         if isinstance(settings.get(role), dict):  # {"content": "<mask>", "lstrip": true, ...}
             settings[role] = settings[role]["content"]
