@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clearhead.atlas.survey import profile
 from clearhead.atlas.tally import Tally
@@ -144,3 +146,16 @@ def test_the_picture_has_a_cell_for_every_head_and_fetches_nothing(model: Path, 
     assert sum("previous" in title and "layer" in title for title in titles if "in " not in title) == 4
     assert text.count("http") == 1  # the name of SVG itself
     assert "prefers-color-scheme: dark" in text
+
+
+def test_other_weights_of_the_same_shape_are_another_model(model: Path, corpus: Path, tmp_path: Path) -> None:
+    profile(str(model), [corpus], tmp_path / "out")
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: x + 0.1 for name, x in weights.items()}, other / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="a profile of another"):
+        profile(str(other), [corpus], tmp_path / "out")
+    corpus.write_text(corpus.read_text(encoding="utf-8")[::-1], encoding="utf-8")  # as long, and another
+    with pytest.raises(InputError, match="a profile of another"):
+        profile(str(model), [corpus], tmp_path / "out")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from clearhead.checkpoints import load, save
+from clearhead.checkpoints import load, save, with_head
 from clearhead.classification import classify, embed
 from clearhead.errors import CheckpointError
 from clearhead.models.gpt import RotaryConfig
@@ -132,3 +132,11 @@ def test_another_model_is_refused(keys: dict[str, Any], tmp_path: Path) -> None:
     edit(tmp_path, **keys)
     with pytest.raises(CheckpointError, match=next(iter(keys))):
         load(tmp_path)
+
+
+def test_a_classifier_begins_with_the_head_of_the_language_model(tmp_path: Path) -> None:
+    make("ForMaskedLM").save_pretrained(tmp_path)
+    words = load(tmp_path)
+    assert isinstance(words, ModernBertForMaskedLM)
+    labelled = with_head(words, ("a", "b"))
+    assert torch.equal(labelled.head.dense.weight, words.head.dense.weight)  # type: ignore[union-attr]

@@ -383,3 +383,14 @@ def test_links_of_a_call_that_drops_weights_cannot_be_cut() -> None:
     with pytest.raises(WatchError, match=r"model\.eval"), edit(model) as change:
         change.cut(0, 0, 1, 1)
         model(q, k, v, dropout_p=0.5)
+
+
+def test_a_recording_of_some_rows_is_not_patched_into_others() -> None:
+    model = Bert(BertConfig(vocab_size=50, d_model=16, n_heads=2, n_layers=2, d_ff=32)).eval()
+    tokens = torch.randint(0, 50, (1, 8))
+    with torch.no_grad():
+        with watch(model, outputs=True, rows=[5]) as seen:
+            model(tokens)
+        with pytest.raises(WatchError, match="kept only some rows"), edit(model) as change:
+            change.patch(1, 0, seen, query=3)
+            model(tokens)

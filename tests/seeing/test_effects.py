@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clearhead.errors import InputError, WatchError
 from clearhead.models.bert import BertConfig, BertForSequenceClassification
+from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from clearhead.models.gpt import GPTConfig, GPTForCausalLM
 from clearhead.seeing import edit, effect, watch
 
@@ -215,3 +216,31 @@ def test_a_table_prints_its_first_rows_and_turns_into_json(model: nn.Module, tok
         "effect": found[0].effect,
     }
     assert (read["over"], len(read["rows"]), read["notes"]) == ("heads", 12, [])
+
+
+def test_a_small_target_is_judged_by_its_own_size() -> None:
+    class Small(Mixes):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return super().forward(tokens) * 1e-6
+
+    with torch.no_grad():
+        found = effect(Small().eval(), torch.randint(0, 50, (1, 6)), lambda out: out.sum(1))
+    assert any("one at a time" in note for note in found.notes)
+
+
+def test_what_does_not_apply_or_does_not_exist_is_refused() -> None:
+    model = BertForSequenceClassification(BERT).eval()
+    tokens = torch.arange(5)
+
+    def total(out: torch.Tensor) -> torch.Tensor:
+        return out.flatten(1).sum(1)
+
+    with pytest.raises(InputError, match="there is no head 9"):
+        effect(model, tokens[None], total, "heads", head=9)
+    with pytest.raises(InputError, match="does not take layer="):
+        effect(model, tokens[None], total, "tokens", layer=0)
+    pair = EncoderDecoder(
+        EncoderDecoderConfig(vocab_size=50, d_model=16, n_heads=2, n_encoder_layers=1, n_decoder_layers=1, d_ff=32)
+    ).eval()
+    with pytest.raises(InputError, match="looks at another"):
+        effect(pair, [tokens[None], tokens[None]], total, "tokens")

@@ -222,3 +222,32 @@ def test_forwards_of_a_plain_model_all_begin_at_the_start(make: Callable[[], Mul
         for n in (4, 7):
             model(torch.randn(1, n, 16), mask=CAUSAL)
     assert [(one.first, one.n_queries) for one in seen.forwards] == [(0, 4), (0, 7)]
+
+
+def test_what_was_refused_takes_nothing_from_the_budget() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.big_attn, self.small_attn = MultiHeadAttention(64, 2), MultiHeadAttention(64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.small_attn(self.big_attn(x)[:, :4])
+
+    model, x = Two().eval(), torch.randn(1, 16, 64)
+    with torch.no_grad():
+        with watch(model, layers=["small_attn"]) as alone:
+            model(x)
+        with watch(model) as whole:
+            model(x)
+        budget = (alone.layers[0].nbytes + whole.layers[0].nbytes) // 2 + 512  # the queries of the large one fit
+        with watch(model, budget=budget) as seen:
+            model(x)
+    assert [layer.name for layer in seen.layers] == ["small_attn"]
+    assert [unseen.name for unseen in seen.unseen] == ["big_attn"]
+
+
+def test_heads_that_no_layer_has_are_said(bert: Bert) -> None:
+    with torch.no_grad(), watch(bert, heads=[-1]) as seen:
+        bert(torch.randint(0, 50, (1, 5)))
+    with pytest.raises(WatchError, match="heads= names none of its 4 heads"):
+        seen.map(0, 0)

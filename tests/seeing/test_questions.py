@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clearhead.attention import MultiHeadAttention
 from clearhead.errors import WatchError
 from clearhead.models.bert import Bert, BertConfig
 from clearhead.seeing import Recording, watch
@@ -106,3 +107,23 @@ def test_offsets_and_repeats_are_those_of_the_map(seen: Recording) -> None:
 def test_what_cannot_be_answered_is_refused(seen: Recording, ask: Callable[[Recording], object], message: str) -> None:
     with pytest.raises(WatchError, match=message):
         ask(seen)
+
+
+@pytest.mark.parametrize("n_queries, n_keys", [(6, 6), (10, 4), (1, 8)])
+def test_heads_of_cross_attention_are_not_named_for_distances(n_queries: int, n_keys: int) -> None:
+    class Crosses(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cross_attention = MultiHeadAttention(16, 2)
+
+        def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+            return self.cross_attention(x, memory)
+
+    model = Crosses().eval()
+    with torch.no_grad(), watch(model) as seen:
+        model(torch.randn(1, n_queries, 16), torch.randn(1, n_keys, 16))
+    assert {habit.kind for habit in seen.heads()} <= {"sink", "separator", "diffuse", "mixed"}
+    tokens = torch.zeros(n_keys, dtype=torch.long)
+    for ask in (lambda: seen.heads(tokens=tokens), lambda: seen.repeats(0, tokens)):
+        with pytest.raises(WatchError):
+            ask()

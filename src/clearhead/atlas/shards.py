@@ -87,7 +87,7 @@ class State:
             return None
         try:
             kept: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            before = kept["identity"]
+            before, _, _ = kept["identity"], kept["tally"], kept["read"]
         except (ValueError, KeyError) as error:
             raise InputError(f"{self.path} is damaged ({error}): remove it, or give another --out") from error
         if changed := [name for name, value in self.identity.items() if before.get(name) != value]:

@@ -49,7 +49,7 @@ def profile(name: str, corpus: Sequence[Path | str], out: Path | str, *, limit: 
     with World.joined() as world:
         model = load(source).eval().to(world.device)
         longest = _longest(model, name)
-        state = State(out, world, {"model": _mark(source), "corpus": [_size(path) for path in corpus], "limit": limit})
+        state = State(out, world, {"model": _mark(source), "corpus": [_told(path) for path in corpus], "limit": limit})
         kept = state.read()
         tally = Tally.from_json(kept["tally"]) if kept else Tally()
         done, saved = kept["read"] if kept else 0, time.monotonic()
@@ -120,18 +120,24 @@ def _longest(model: nn.Module, name: str) -> int:
 
 
 def _mark(source: Path) -> str:
-    """Return what tells a checkpoint from another: its config, and the sizes of its files."""
-    sizes = sorted((path.name, path.stat().st_size) for path in source.glob("*.safetensors"))
-    config = (source / "config.json").read_bytes()
-    return hashlib.sha256(config + repr(sizes).encode()).hexdigest()[:16]
+    """Return what tells a checkpoint from another, its tokenizer with it: what is in its files."""
+    found = hashlib.sha256()
+    for path in sorted(path for path in source.iterdir() if path.suffix in (".json", ".txt", ".safetensors")):
+        found.update(path.name.encode() + _digest(path))
+    return found.hexdigest()[:16]
 
 
-def _size(path: Path | str) -> list[Any]:
-    """Return what tells a file from another: its name and its size."""
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _told(path: Path | str) -> list[Any]:
+    """Return what tells a file from another: its name and what is in it."""
     if str(path) == "-":
         return ["-", None]
     try:
-        return [Path(path).name, Path(path).stat().st_size]
+        return [Path(path).name, _digest(Path(path)).hex()[:16]]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 

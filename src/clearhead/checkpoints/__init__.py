@@ -35,7 +35,7 @@ from clearhead.checkpoints.vit import DEIT, VIT
 from clearhead.checkpoints.whisper import WHISPER
 from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
-from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification
+from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification, PredictionHead
 
 __all__ = ["FAMILIES", "Origin", "build", "descend", "find", "load", "origin", "save", "with_head"]
 
@@ -184,6 +184,8 @@ def with_head(
     if isinstance(trunk, ModernBert):
         trunk.config = replace(trunk.config, labels=tuple(labels))
         modern = ModernBertForSequenceClassification(trunk.config, bert=trunk)
+        if isinstance(head := getattr(model, "head", None), PredictionHead):
+            modern.head = head  # all heads begin with it
         return modern.to(trunk.words.weight).train(trunk.training)
     if not isinstance(trunk, Bert):
         raise CheckpointError(f"expected a Bert or a ModernBert, or one with a head, got {type(model).__name__}")

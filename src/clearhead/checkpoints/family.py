@@ -243,7 +243,10 @@ def write_config(
     if kept and family.plain(read_config(family, published, architecture, tensors, where=where)) == config:
         return published
     published = {k: v for k, v in published.items() if k not in ("num_labels", "_num_labels", *family.respelled)}
-    published |= family.write_config(config)
+    written = family.write_config(config)
+    if isinstance(was := published.get("pretrained_cfg"), dict) and "pretrained_cfg" in written:
+        written["pretrained_cfg"] = {**was, **written["pretrained_cfg"]}  # timm: how its pictures were prepared
+    published |= written
     read = family.plain(read_config(family, published, architecture, tensors, where=where))
     if read != config:
         lost = [

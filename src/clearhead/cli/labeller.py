@@ -86,7 +86,7 @@ class PictureLabeller:
         """Yield for each picture its path and the probabilities of the labels; one that is none is named and left."""
         names: list[str] = []
         pictures: list[Tensor] = []
-        for path in find_images(paths):
+        for path in list(find_images(paths)):  # a folder without any is refused before the first answer
             try:
                 picture = self.processor.read(path)
             except InputError as error:

@@ -82,7 +82,8 @@ def read_pictures(path: Path, processor: ImageProcessor, labels: Sequence[str]) 
     if len(pixels) != len(targets):
         raise InputError(f"{path}: {len(pixels)} pictures, but {len(targets)} labels")
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
-    if tuple(pixels.shape[1:]) != (processor.n_channels, *(processor.size or ())):
+    as_they_are = (processor.n_channels, *(processor.size or ()))
+    if not path.is_dir() and (processor.crop is not None or tuple(pixels.shape[1:]) != as_they_are):
         pixels = _stacked(path, [processor.frame(picture) for picture in pixels])
     return Pictures(pixels=pixels, targets=targets)
 
@@ -128,9 +129,13 @@ def _of_arrays(path: Path, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise InputError(f"{path}: images: expected bytes of (rows, height, width[, channels]), got {images.dtype}")
     pixels = torch.from_numpy(images if images.ndim == 3 else np.moveaxis(images, -1, 1).copy())
+    numbers = arrays["labels" if "labels" in arrays else "targets"]
+    if numbers.dtype.kind not in "iuf":
+        raise InputError(f"{path}: labels and targets: expected numbers, got {numbers.dtype}")
     if "labels" in arrays:
-        return pixels, _one_hot(path, torch.from_numpy(arrays["labels"]), labels)
-    targets = torch.from_numpy(arrays["targets"]).float()
+        kind = np.float64 if numbers.dtype.kind == "f" else np.int64
+        return pixels, _one_hot(path, torch.from_numpy(numbers.astype(kind)), labels)
+    targets = torch.from_numpy(numbers.astype(np.float32))
     if targets.ndim != 2 or targets.shape[1] != len(labels):
         raise InputError(f"{path}: targets: expected {len(labels)} numbers a picture, got {tuple(targets.shape)}")
     if not ((targets >= 0).all() and torch.allclose(targets.sum(-1), torch.ones(len(targets)), atol=1e-3)):

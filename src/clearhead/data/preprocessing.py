@@ -84,7 +84,7 @@ def read_timm(words: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"crop_mode {words.get('crop_mode')!r}, which changes what the model sees, is not done here"
         )
-    name = words.get("interpolation", "bilinear")
+    name = words.get("interpolation") or "bicubic"
     _checked("crop_pct", _number("crop_pct", share), "a number above 0", lambda number: number > 0)
     return dict(
         resize=math.floor(sides[1] / share),

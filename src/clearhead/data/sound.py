@@ -129,6 +129,8 @@ def read_wav(path: str | Path) -> tuple[Float[Tensor, " samples"], int]:
         with wave.open(str(path), "rb") as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
             raw = bytearray(file.readframes(file.getnframes()))
+        if rate < 1:
+            raise wave.Error("0 samples a second")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected a .wav") from None
     except (wave.Error, EOFError, OSError) as error:

@@ -171,7 +171,10 @@ def _patch(edits: Iterable[Patch], site: Site, out: Tensor) -> Iterator[Edit]:
 def _given(edit: Patch, site: Site, text: int, head: int) -> Tensor:
     if isinstance(edit.source, Tensor):
         return edit.source
-    n_texts = edit.source.call(site.index).batch
+    call = edit.source.call(site.index)
+    if call.n_queries < call.n_all:  # which of them stands where is not to be guessed
+        raise WatchError(f"{edit.said}: that recording kept only some rows: record without rows=, or give the tensor")
+    n_texts = call.batch
     return edit.source.output(site.index, head, batch=text if n_texts > 1 else 0)
 
 

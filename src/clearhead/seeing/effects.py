@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from clearhead.errors import InputError, WatchError, nearest
 from clearhead.seeing.editing import Edits, Met, edit
+from clearhead.seeing.questions import CROSS
 from clearhead.seeing.recorder import watch
 from clearhead.seeing.target import Inputs, Target, n_texts, reader, repeated, run, values
 
@@ -176,7 +177,7 @@ class Removals:
         for first in range(0, len(cases) if size > 1 else 0, size):
             some = cases[first : first + size]
             beside, *after = self.together(some)
-            if not first and abs(beside - before) > SAME * max(1.0, abs(before)):
+            if not first and self.mixes(before, beside, after, some[0]):
                 self.notes.append("one at a time: the model's answer for a text depends on the others in its batch")
                 break
             yield from (Effect(**asdict(case), before=beside, after=value) for case, value in zip(some, after))
@@ -185,6 +186,14 @@ class Removals:
                 return
         for case in cases:
             yield Effect(**asdict(case), before=before, after=self.alone(case))
+
+    def mixes(self, before: float, beside: float, after: Sequence[float], case: Case) -> bool:
+        """Return whether rows of the first batch are not what they are alone: the untouched one, and one removal.
+
+        By the size of what is measured, the target and its changes, whatever that is.
+        """
+        allowed = SAME * max(abs(before), *(abs(x - beside) for x in after))
+        return not (abs(beside - before) <= allowed and abs(after[0] - self.alone(case)) <= allowed)
 
     def together(self, cases: Sequence[Case]) -> list[float]:
         """Return the target without anything removed, then without each case, all from one batch."""
@@ -215,15 +224,24 @@ def _cases(
     layer, head, query = place
     if over not in ("heads", "layers", "links", "tokens"):
         raise InputError(f"over={over!r}{nearest(str(over), ['heads', 'layers', 'links', 'tokens'])}")
+    used = {"heads": "layer head", "layers": "layer", "tokens": "", "links": "layer head query"}[over].split()
+    given = {"layer": layer, "head": head, "query": query}
+    if extra := [name for name, value in given.items() if value is not None and name not in used]:
+        raise InputError(f"over={over!r} does not take {extra[0]}=")
     if layer is not None and layer not in met:
         raise InputError(f"there is no layer {layer}: {min(met)} to {max(met)} ran")
     if over == "tokens":
+        if crossing := [one.name for one in met.values() if CROSS.search(one.name) or one.n_queries > one.n_keys]:
+            raise InputError(f'over="tokens" is for one text, and {crossing[0]} looks at another: use over="links"')
         return [Case(key=key) for key in range(max(one.n_keys for one in met.values()))]
     layers = [layer] if layer is not None else sorted(met)
     if over == "layers":
         return [Case(layer=i) for i in layers]
     if over == "heads":
-        return [Case(layer=i, head=h) for i in layers for h in range(met[i].n_heads) if head in (None, h)]
+        cases = [Case(layer=i, head=h) for i in layers for h in range(met[i].n_heads) if head in (None, h)]
+        if not cases:
+            raise InputError(f"there is no head {head}: the layers have up to {max(met[i].n_heads for i in layers)}")
+        return cases
     if layer is None or head is None:
         raise InputError('over="links" cuts the links of one head: say layer= and head=, and query= for those of one')
     with watch(model, layers=[layer], heads=[head]) as seen:

@@ -27,18 +27,6 @@ NEAR = 8  # places to either side that count as near; our choice
 MORE = 2.0  # and "local" is a head that looks near that many times as often as one that looks everywhere alike
 EARLIER = 8  # occurrences of a token that are looked back to, the latest first: work stays O(T)
 
-GLYPHS = {
-    "sink": "|",
-    "separator": ":",
-    "previous": "<",
-    "self": "\\",
-    "next": ">",
-    "duplicate": "=",
-    "induction": "^",
-    "local": "%",
-    "diffuse": "~",
-}
-
 
 @dataclass(frozen=True)
 class Habit:
@@ -74,11 +62,6 @@ class Habit:
     duplicate: float | None = None
     induction: float | None = None
 
-    @property
-    def glyph(self) -> str:
-        """Return one character that stands for `kind`."""
-        return GLYPHS.get(self.kind, ".")
-
 
 @torch.no_grad()
 def habits(
@@ -89,10 +72,13 @@ def habits(
     separators: Sequence[int] = (),
     tokens: Int[Tensor, " key"] | None = None,
     counted: Bool[Tensor, " query"] | None = None,
+    *,
+    one_text: bool = True,
 ) -> list[Habit]:
     """Return what each head does over the queries in `counted` (None: all).
 
-    The last query stands at the last key, as in self-attention.
+    The last query stands at the last key, as in self-attention. Where queries and keys are not of `one_text`, as in
+    cross-attention, no head is named for a distance, and the numbers of distances mean nothing.
     """
     room = sight.choices(call, batch, heads)
     said = (room > 1).to(call.exact)  # a row with one place to look at says nothing about the head
@@ -123,8 +109,9 @@ def habits(
             "induction": mean.get("induction"),
         }
         heaviest, share = int(most.indices[i]), float(most.values[i])
-        rest = (mean["spread"], mean["near"], mean["chance"])
-        kind = _kind(shares, share if heaviest not in separators else 0.0, *rest)
+        rest = (mean["spread"], mean["near"] if one_text else 0.0, mean["chance"])
+        named = shares if one_text else {name: shares[name] for name in ("sink", "separator")}
+        kind = _kind(named, share if heaviest not in separators else 0.0, *rest)
         found.append(
             Habit(
                 layer,

@@ -70,7 +70,7 @@ class Keeper:
     def keep(self, layer: int, call: Call, dtype: torch.dtype) -> Call | None:
         """Return the call with copies, in `dtype` where no other was asked for; None where none of its rows was.
 
-        Raises NoRoom, before anything was copied, where the copies would not fit.
+        Raises NoRoom where the copies would not fit; what was copied of this call by then is let go of.
         """
         dtype = self.dtype or dtype
         asked = range(call.n_queries)
@@ -83,9 +83,18 @@ class Keeper:
             for name, table in call.tensors.items():
                 if name in PER_QUERY and table.shape[2] == len(asked):
                     setattr(call, name, _rows(table, kept))
-        for name in call.tensors:
-            keep = self._grow if name in PER_KEY else self._copy
-            setattr(call, name, keep(layer, name, call, dtype))
+        spent = self.spent
+        try:
+            for name in call.tensors:
+                keep = self._grow if name in PER_KEY else self._copy
+                setattr(call, name, keep(layer, name, call, dtype))
+        except NoRoom:
+            mine = [key for key, one in self.growing.items() if key[0] == layer and one.calls[-1] is call]
+            if self.place.trims and all(len(self.growing[key].calls) == 1 for key in mine):
+                self.spent = spent  # unless its keys went to a buffer of earlier calls, which stays
+                for key in mine:
+                    del self.growing[key]
+            raise
         return call
 
     def finish(self) -> None:

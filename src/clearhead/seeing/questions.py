@@ -187,6 +187,10 @@ class Questions(ABC):
         """
         return None if CROSS.search(self.name(layer)) else sight.counted(one, batch)
 
+    def of_one_text(self, layer: int | str, one: Call) -> bool:
+        """Return whether queries stand among the keys: not in cross-attention, known by its name or by its sizes."""
+        return not CROSS.search(self.name(layer)) and one.n_all <= one.n_keys
+
     def _find(self, layer: int | str, head: int | None, batch: int, call: int) -> tuple[Call, list[int]]:
         """Return the call asked for and the rows of its `q` that hold the head, or all heads."""
         one = self.call(layer, call)

@@ -104,7 +104,12 @@ class Recorder(Whereabouts):
             self.recording.refused[name] = reason
             return
         try:
-            call = self.keeper.keep(index, self.describe(sighting), dtype_in_kernel(sighting.q))
+            described = self.describe(sighting)
+            if not described.heads:
+                n = described.n_heads
+                self.recording.refused[name] = f"heads= names none of its {n} heads, which count from 0"
+                return
+            call = self.keeper.keep(index, described, dtype_in_kernel(sighting.q))
         except NoRoom as error:
             self.recording.refused[name] = str(error)
             return

@@ -45,6 +45,8 @@ class Summaries(Questions):
         `tokens` are the text's numbers, as the model read them.
         """
         one, heads = self._find(layer, None, batch, call)
+        if not self.of_one_text(layer, one):
+            raise WatchError(f"layer {layer} looks from one text to another: no token of it was said before")
         if len(tokens) != one.n_keys:
             raise WatchError(f"{len(tokens)} tokens for a layer that saw {one.n_keys}: give those of this text")
         return habits.repeats(one, batch, heads, tokens)
@@ -103,10 +105,11 @@ class Summaries(Questions):
         found = []
         for number in self.numbers:
             one, heads = self._find(number, None, batch, call)
-            text = tokens if tokens is not None and len(tokens) == one.n_keys else None
+            one_text = self.of_one_text(number, one)
+            text = tokens if one_text and tokens is not None and len(tokens) == one.n_keys else None
             marks = [mark for mark in separators if mark < one.n_keys]
             counted = self.counted(one, batch, number)
-            found += habits.habits(one, batch, heads, number, marks, text, counted)
+            found += habits.habits(one, batch, heads, number, marks, text, counted, one_text=one_text)
         if tokens is not None and all(habit.induction is None for habit in found):
             raise WatchError(f"{len(tokens)} tokens, but no layer saw as many: give those of this text, uncut")
         return found
