@@ -64,6 +64,20 @@ def test_pictures_are_framed_as_the_model_wants_them(images: np.ndarray, tmp_pat
     )
 
 
+def test_pictures_of_the_size_of_the_crop_are_enlarged_first_like_any_others(
+    images: np.ndarray, tmp_path: Path
+) -> None:
+    height, width = images.shape[1:]
+    np.savez(tmp_path / "x.npz", images=images, labels=NUMBERS.astype(">u2"))
+    processor = ImageProcessor(resize=(height + 4, width + 4), crop=(height, width))
+    read = read_pictures(tmp_path / "x.npz", processor, LABELS)
+    assert torch.equal(read.pixels[2], processor.frame(torch.from_numpy(images[2])))
+    assert not torch.equal(read.pixels[2], torch.from_numpy(images[2]).expand(3, -1, -1))
+    np.savez(tmp_path / "names.npz", images=images, labels=np.array([LABELS[n] for n in NUMBERS]))
+    with pytest.raises(InputError, match="expected numbers, got <U"):
+        read_pictures(tmp_path / "names.npz", processor, LABELS)
+
+
 def test_soft_targets_stay_soft_and_a_batch_is_the_rows_asked_for(images: np.ndarray, tmp_path: Path) -> None:
     targets = np.random.dirichlet(np.ones(3), 5)
     np.savez(tmp_path / "x.npz", images=images, targets=targets)

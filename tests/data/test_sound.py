@@ -102,3 +102,14 @@ def test_what_is_no_sound_is_said(tmp_path: Path) -> None:
         read_wav(write_wav(tmp_path / "empty.wav", torch.zeros(0), 8_000))
     with pytest.raises(InputError, match="cut the sound"):
         SoundProcessor(seconds=1).hear(torch.zeros(16_001))
+
+
+def test_a_wav_of_no_samples_a_second_is_none(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(b"\0\0" * 4)
+    raw = bytearray((tmp_path / "x.wav").read_bytes())
+    raw[24:28] = bytes(4)
+    (tmp_path / "x.wav").write_bytes(raw)
+    with pytest.raises(InputError, match="0 samples a second"):
+        read_wav(tmp_path / "x.wav")

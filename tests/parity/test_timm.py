@@ -1,6 +1,7 @@
 """ViT, DeiT, DeiT III and DINOv2 as timm publishes them compute what timm computes, and go round bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,15 @@ def test_an_architecture_that_is_not_known_gets_the_nearest_ones(tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_bass_patch16_224", "num_classes": 3}))
     with pytest.raises(CheckpointError, match="did you mean 'vit_base_patch16_224'"):
         load(tmp_path)
+
+
+@pytest.mark.usefixtures("timm")
+def test_other_labels_leave_the_preparation_as_it_was(tmp_path: Path) -> None:
+    overlay = {"crop_pct": 0.875, "mean": (0.1, 0.2, 0.3)}
+    publish(tmp_path / "old", "vit_tiny_patch16_224", pretrained_cfg_overlay=overlay)
+    model = load(tmp_path / "old")
+    assert isinstance(model, ViTForImageClassification)
+    other = ViTForImageClassification(replace(model.config, labels=("a", "b")), vit=model.vit)
+    save(other, tmp_path / "new", family="timm")
+    before, after = (ImageProcessor.load(tmp_path / name) for name in ("old", "new"))
+    assert before.mean == after.mean == (0.1, 0.2, 0.3) and before.resize == after.resize
