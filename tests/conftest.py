@@ -9,8 +9,10 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Before any import that reads them. Child processes inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -92,3 +94,11 @@ def compiler() -> str:
 def timm() -> ModuleType:
     """Return timm, the peer of the Vision Transformer."""
     return pytest.importorskip("timm", reason="timm absent: make test installs tests/peers.txt")
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that runs `clearhead ...` in this process; see command.py."""
+    from command import caller
+
+    return caller(capfd, monkeypatch)

@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from clearhead.cli import main
 from clearhead.cli.catalogue import Shipped
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.models.bert import Bert, BertConfig, BertForMaskedLM, BertForSequenceClassification
+from command import Call, Done
 
 TEXT = "attention is not too shabby"
 TEXTS = (TEXT, "attention is too shabby", "a film, and what a film!", "is it not?", "Zürich — 東京")
@@ -67,36 +67,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     word_pieces.save_model(str(source))
     save(model, path, tokenizer=Tokenizer.load(source))
     return path
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> list[dict[str, Any]]:
-        """The objects on stdout, one a line."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Call = Callable[..., Done]
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Return a function that runs `clearhead ...` in this process, with `stdin` to read if given."""
-
-    def run(*argv: object, stdin: bytes | None = None) -> Done:
-        monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
-        capfd.readouterr()
-        code = main([str(argument) for argument in argv])
-        return Done(code, *capfd.readouterr())
-
-    return run
 
 
 def start(*argv: object, **options: Any) -> subprocess.Popen[str]:

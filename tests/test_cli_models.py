@@ -6,10 +6,8 @@ Tiny random models, whose answers mean nothing.
 import io
 import json
 import re
-import sys
 import wave
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from torch import nn
 from clearhead.attention import MultiHeadAttention
 from clearhead.checkpoints import load, save
 from clearhead.classification import embed
-from clearhead.cli import main
 from clearhead.data.images import ImageProcessor
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
@@ -93,31 +90,6 @@ def photos(tmp_path: Path) -> Path:
         pixels = np.random.default_rng(i).integers(0, 255, (20, 30, 3), dtype="uint8")
         Image.fromarray(pixels).save(folder / f"{i}.png")
     return folder
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """Return a function that runs `clearhead ...` in this process."""
-
-    def run(*argv: object, stdin: bytes | None = None) -> Done:
-        monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
-        capfd.readouterr()
-        return Done(main([str(argument) for argument in argv]), *capfd.readouterr())
-
-    return run
 
 
 # ---------------------------------------------------------------- generate

@@ -1,14 +1,17 @@
 """A tiny BERT, its tokenizer, and real sentences to learn from."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clearhead.data.batches import Batches, Rows
 from clearhead.data.tokenizer import Tokenizer
+from clearhead.errors import Interrupted
 from clearhead.models.bert import BertConfig, BertForSequenceClassification
 from clearhead.training.recipe import Recipe
 
@@ -74,3 +77,25 @@ def write_sentences(folder: Path) -> None:
     lines = [json.dumps({"text": text, "positive": positive}) + "\n" for text, positive in SENTENCES]
     (folder / "train.jsonl").write_text("".join(lines))
     (folder / "valid.jsonl").write_text("".join(lines[::5]))
+
+
+def require_same_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run recipe.toml whole, and stopped after six steps and resumed: the weights must be the same bits."""
+    from clearhead.training import run as running
+
+    whole = load_file(running.run_recipe("recipe.toml", out="whole") / "model.safetensors")
+    asked, stop_signals = iter(range(99)), running.stop_signals
+
+    class After:
+        def __bool__(self) -> bool:
+            return next(asked) >= 6
+
+        def __getitem__(self, _: int) -> int:
+            return 2
+
+    monkeypatch.setattr(running, "stop_signals", lambda: nullcontext(After()))
+    with pytest.raises(Interrupted, match="--resume"):
+        running.run_recipe("recipe.toml", out="run")
+    monkeypatch.setattr(running, "stop_signals", stop_signals)
+    resumed = load_file(running.run_recipe("recipe.toml", out="run", resume=True) / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from clearhead.checkpoints import build, load
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import CheckpointError, Interrupted, TrainingError
+from clearhead.errors import CheckpointError, TrainingError
 from clearhead.models.gpt import GPTForCausalLM
-from clearhead.training import run as running
 from clearhead.training.language import build_windows
 from clearhead.training.recipe import Recipe
 from clearhead.training.run import run_recipe
+
+from .conftest import require_same_after_a_stop
 
 RECIPE = """
 [model]
@@ -81,28 +81,7 @@ def test_a_gpt_learns_from_nothing_but_a_config_and_texts(place: Path) -> None:
 
 
 def test_a_run_with_muon_goes_on_bit_for_bit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = load_file(run_recipe("recipe.toml", out="whole") / "model.safetensors")
-    asked, stop_signals = iter(range(99)), running.stop_signals
-
-    class After:
-        def __bool__(self) -> bool:
-            return next(asked) >= 6
-
-        def __getitem__(self, _: int) -> int:
-            return 2
-
-    import contextlib
-
-    @contextlib.contextmanager
-    def after_seven_steps() -> Any:
-        yield After()
-
-    monkeypatch.setattr(running, "stop_signals", after_seven_steps)
-    with pytest.raises(Interrupted, match="--resume"):
-        run_recipe("recipe.toml", out="run")
-    monkeypatch.setattr(running, "stop_signals", stop_signals)
-    resumed = load_file(run_recipe("recipe.toml", out="run", resume=True) / "model.safetensors")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    require_same_after_a_stop(monkeypatch)
 
 
 def test_every_token_is_in_a_window_and_documents_end(place: Path) -> None:

@@ -1,16 +1,12 @@
 """An encoder-decoder learns to answer, from scratch, and stops and goes on like every other run."""
 
-import contextlib
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
@@ -19,12 +15,13 @@ from clearhead.data.batches import NOT_ASKED
 from clearhead.data.pairs import Pairs
 from clearhead.data.text import Columns
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import ConfigError, InputError, Interrupted, TrainingError
+from clearhead.errors import ConfigError, InputError, TrainingError
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from clearhead.training import run as running
 from clearhead.training.objectives import SequenceToSequence
 from clearhead.training.recipe import Recipe
 from clearhead.training.run import run_recipe
+
+from .conftest import require_same_after_a_stop
 
 RECIPE = """
 [model]
@@ -103,26 +100,7 @@ def test_an_encoder_decoder_learns_from_pairs(place: Path) -> None:
 
 
 def test_a_run_over_pairs_goes_on_bit_for_bit(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = load_file(run_recipe("recipe.toml", out="whole") / "model.safetensors")
-    asked, stop_signals = iter(range(99)), running.stop_signals
-
-    class After:
-        def __bool__(self) -> bool:
-            return next(asked) >= 6
-
-        def __getitem__(self, _: int) -> int:
-            return 2
-
-    @contextlib.contextmanager
-    def after_seven_steps() -> Iterator[Any]:
-        yield After()
-
-    monkeypatch.setattr(running, "stop_signals", after_seven_steps)
-    with pytest.raises(Interrupted, match="--resume"):
-        run_recipe("recipe.toml", out="run")
-    monkeypatch.setattr(running, "stop_signals", stop_signals)
-    resumed = load_file(run_recipe("recipe.toml", out="run", resume=True) / "model.safetensors")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    require_same_after_a_stop(monkeypatch)
 
 
 def test_the_loss_is_that_of_each_pair_alone() -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from clearhead.errors import InputError
 
 Length = int | tuple[int, int]  # two for a pair: of the source, and of the target
 
+T = TypeVar("T")
 NOT_ASKED = -100  # the target of a position nobody asks about: cross_entropy's default ignore_index
 
 
@@ -70,8 +71,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: x.to(device) for name, x in fields.items() if x is not None})
+        return moved(self, device)
+
+
+def moved(batch: T, device: torch.device | str) -> T:
+    """Return a dataclass of tensors, some of which may be None, on `device`."""
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}  # type: ignore[arg-type]
+    here = {name: x.to(device) for name, x in fields.items() if x is not None}
+    return dataclasses.replace(batch, **here)  # type: ignore[type-var]
 
 
 def collate(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "batch time"], Int[Tensor, " batch"]]:

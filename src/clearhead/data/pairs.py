@@ -3,7 +3,6 @@
 Pairs of the same two lengths share a batch wherever there are enough of them, so that little or nothing is padding.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clearhead.data.batches import NOT_ASKED, collate
+from clearhead.data.batches import NOT_ASKED, collate, moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +34,7 @@ class PairBatch:
 
     def to(self, device: torch.device | str) -> "PairBatch":
         """Return the batch on `device`."""
-        lengths = None if self.lengths is None else self.lengths.to(device)
-        return dataclasses.replace(
-            self, tokens=self.tokens.to(device), lengths=lengths, targets=self.targets.to(device)
-        )
+        return moved(self, device)
 
 
 @dataclass(frozen=True, kw_only=True)

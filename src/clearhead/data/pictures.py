@@ -3,7 +3,6 @@
 Next: `training/pictures.py` moves, mirrors and erases parts of them, and asks what they show.
 """
 
-import dataclasses
 import gzip
 import math
 import zipfile
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from clearhead.data.batches import moved
 from clearhead.data.images import ImageProcessor, find_images
 from clearhead.errors import InputError, nearest
 
@@ -40,8 +40,7 @@ class PictureBatch:
 
     def to(self, device: torch.device | str) -> "PictureBatch":
         """Return the batch on `device`."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: x.to(device) for name, x in fields.items() if x is not None})
+        return moved(self, device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ One sweep for all numbers. Queries that are padding, or had one key only to look
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +26,7 @@ MOSTLY = 0.5
 SPREAD = 0.9  # entropy over that of looking everywhere alike, from which a head counts as diffuse; our choice
 NEAR = 8  # places to either side that count as near; our choice
 MORE = 2.0  # and "local" is a head that looks near that many times as often as one that looks everywhere alike
+SHARES = "sink", "separator", "previous", "itself", "next", "duplicate", "induction"  # all but two name a distance
 EARLIER = 8  # occurrences of a token that are looked back to, the latest first: work stays O(T)
 
 
@@ -99,18 +101,10 @@ def habits(
     found = []
     for i, head in enumerate(heads):
         mean = {name: values[i] for name, values in means.items()}
-        shares = {
-            "sink": mean["sink"],
-            "separator": mean["separator"],
-            "previous": mean["previous"],
-            "itself": mean["itself"],
-            "next": mean["next"],
-            "duplicate": mean.get("duplicate"),
-            "induction": mean.get("induction"),
-        }
+        shares: dict[str, Any] = {name: mean.get(name) for name in SHARES}
         heaviest, share = int(most.indices[i]), float(most.values[i])
         rest = (mean["spread"], mean["near"] if one_text else 0.0, mean["chance"])
-        named = shares if one_text else {name: shares[name] for name in ("sink", "separator")}
+        named = {name: shares[name] for name in (SHARES if one_text else SHARES[:2])}
         kind = _kind(named, share if heaviest not in separators else 0.0, *rest)
         found.append(
             Habit(

@@ -14,8 +14,8 @@ from clearhead.errors import WatchError
 from clearhead.seeing import maps
 from clearhead.seeing.call import Call
 from clearhead.seeing.memory import in_words
+from clearhead.seeing.questions import LARGEST_MAP
 
-LIMIT = 2**26  # weights in one answer, 256 MiB in float32
 FUNCTIONS = {"pattern": maps.weights, "attn_scores": maps.scores}
 
 
@@ -51,7 +51,7 @@ class Patterns(Mapping[str, Tensor]):
     other names there; they are in `Recording.call(layer)`.
     """
 
-    def __init__(self, calls: dict[int, Call], limit: int | None = LIMIT) -> None:
+    def __init__(self, calls: dict[int, Call], limit: int | None = LARGEST_MAP) -> None:
         self.calls, self.limit = calls, limit
 
     def __getitem__(self, name: str | tuple[str, int]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from clearhead.errors import WatchError
 from clearhead.seeing import peers
 from clearhead.seeing.call import Call, taken
+from clearhead.seeing.questions import LARGEST_MAP
 from clearhead.seeing.summaries import Summaries
 
 FEW = 3  # layers that an error message names
@@ -156,7 +157,7 @@ class Recording(Summaries):
         *,
         batch: int | None = None,
         call: int = -1,
-        limit: int | None = peers.LIMIT,
+        limit: int | None = LARGEST_MAP,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return weights as transformers does for `output_attentions`: batch x head x query x key, a tuple of layers.
 
