@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from clearhead.errors import InputError, WatchError
 from clearhead.seeing import edits
 from clearhead.seeing.edits import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
-from clearhead.seeing.recorder import Recorder, asked, dtype_in_kernel, four, not_plain
+from clearhead.seeing.recorder import Recorder, asked, four, not_plain
 from clearhead.seeing.recording import FEW, Recording
-from clearhead.seeing.sighting import Sighting
+from clearhead.seeing.sighting import Sighting, dtype_in_kernel
 from clearhead.seeing.whereabouts import standing_beside
 
 Layers = int | str | Sequence[int | str] | None
@@ -153,6 +153,8 @@ class Edits:
         if not mine:
             return None
         where = f"{mine[0][0].said}: layer {index} {name!r}"
+        if sighting.fixed is not None:
+            raise WatchError(f"{where} can be seen but not edited: {sighting.fixed}")
         if sighting.v is None or sighting.out is None:
             raise WatchError(f"{where} can be seen but not edited: it computes attention where its output is not known")
         if (reason := not_plain(sighting.q)) is not None:

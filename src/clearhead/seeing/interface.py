@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clearhead.seeing.layouts import Padded
 from clearhead.seeing.sighting import Report, Sighting
 
 
@@ -53,6 +54,13 @@ class Asked:
         if not self.is_theirs or self.name != "flex_attention_forward":
             return None
         return {"attention_mask": self.args[0] if self.args else None, **self.kwargs}
+
+    def of_flash(self) -> Padded | None:
+        """Return what transformers' entries for flash_attn were asked for; None if this is not one of them."""
+        if not self.is_theirs or self.name != "flash_attention_forward" or self.q.ndim != 4:
+            return None
+        mask = self.args[0] if self.args else self.kwargs.get("attention_mask")
+        return Padded(self.q.shape[0], self.q.shape[2], self.k.shape[2], mask)
 
     def report(self, sighting: Sighting, report: Report) -> Tensor | None:
         """Report what was sighted inside as the model meant it; the answer is in the layout of what was sighted."""

@@ -10,7 +10,7 @@ not be seen is listed by name in `seen.unseen`. Next: `recording.py`, what comes
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -25,7 +25,7 @@ from clearhead.seeing.recognition import Masks, recognise
 from clearhead.seeing.recording import Recording
 from clearhead.seeing.rule import Rule
 from clearhead.seeing.saving import finish
-from clearhead.seeing.sighting import Sighting
+from clearhead.seeing.sighting import Sighting, dtype_in_kernel
 from clearhead.seeing.store import File
 from clearhead.seeing.whereabouts import Whereabouts, standing_beside
 
@@ -60,8 +60,8 @@ def watch(
     `values` keeps the values too, for maps weighted by what a head moves; `gradients` keeps, besides those, the
     gradient by every call's output, once the model has run backwards, for maps of gradient x attention.
 
-    Seen are fused calls, nn.MultiheadAttention, attention written out by hand, flex_attention, and what transformers'
-    attention interface is asked for. Exceptions to "nothing changes", in `seen.notes` when they happened: a compiled
+    Seen are fused calls, nn.MultiheadAttention, attention written out by hand, flex_attention, flash_attn 2, torch's
+    varlen_attn, and what transformers' attention interface is asked for. Exceptions to "nothing changes", in `seen.notes` when they happened: a compiled
     model or flex_attention runs uncompiled, and nn.MultiheadAttention leaves its inference kernel; outputs then move in
     the last digits.
     """
@@ -124,7 +124,8 @@ class Recorder(Whereabouts):
         call.forward = self.recording.n_forwards - 1
         self.recording.calls.setdefault(index, []).append(call)
         if self.gradients and sighting.out is not None and sighting.out.requires_grad:
-            sighting.out.register_hook(partial(self.keep_gradient, call))  # type: ignore[no-untyped-call]  # torch's
+            own, lay = sighting.gave or (sighting.out, four)
+            own.register_hook(partial(self.keep_gradient, call, lay))  # type: ignore[no-untyped-call]  # torch's
 
     def close(self) -> None:
         """Let go of what only a running model needs."""
@@ -136,9 +137,9 @@ class Recorder(Whereabouts):
             else:
                 file.drop()
 
-    def keep_gradient(self, call: Call, gradient: Tensor) -> None:
+    def keep_gradient(self, call: Call, lay: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
         """Keep the gradient by a call's output, once it is known."""
-        kept = four(gradient.detach())
+        kept = lay(gradient.detach())
         call.gradient = self.keeper.later(call, kept if len(call.heads) == call.n_heads else kept[:, list(call.heads)])
 
     def describe(self, sighting: Sighting) -> Call:
@@ -202,13 +203,6 @@ class Recorder(Whereabouts):
 def four(x: Tensor) -> Tensor:
     """Return `x` as (batch, heads, time, d_head): of three axes the first are heads, of five the first two texts."""
     return x.flatten(0, -4) if x.ndim > 4 else x[(None,) * (4 - x.ndim)]
-
-
-def dtype_in_kernel(q: Tensor) -> torch.dtype:
-    """Return the dtype the kernel read: autocast lowers it after the call was seen."""
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
-        return torch.get_autocast_dtype(q.device.type)
-    return q.dtype
 
 
 def asked(want: int | str, index: int, name: str) -> bool:

@@ -7,7 +7,7 @@ are the same bits, and what normalised the weights is ours for nothing.
 
 nn.MultiheadAttention hides its call behind a function of its own, in which modes are off: it is made to run with this
 one on. Attention written out by hand is followed by `byhand.py`; `interface.py` knows what transformers meant by a
-call, and `flex.py` what a call of flex_attention was.
+call, `flex.py` what a call of flex_attention was, and `flash.py` what flash_attn was given.
 
 Intercepting these calls is not new (attnread does so too). Next: `recorder.py` keeps what is seen here.
 """
@@ -16,56 +16,25 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clearhead.seeing.byhand import ByHand, Found
+from clearhead.seeing.flash import INSIDE, Given, named, op_name
 from clearhead.seeing.flex import UNCOMPILED, CannotTell, is_flex, sighting_of
 from clearhead.seeing.interface import Asked
+from clearhead.seeing.layouts import Reader
+from clearhead.seeing.normaliser import LogSumExp
 from clearhead.seeing.sighting import Report, Sighting
 
 __all__ = ["FusedCalls", "Report", "Sighting", "uncompiled"]
 
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
-
-# Fused kernels whose second output is the log-sum-exp, as (batch, heads, query[, 1]), some padded along query.
-WITH_LSE = {
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
-}
-# Two of them compute it only when a gradient is wanted: their fifth argument says so.
-ON_REQUEST = {"_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"}
-
-
-class LogSumExp(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Open around one fused call; afterwards `found` is what its kernel normalised by, or None."""
-
-    found: Tensor | None = None
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Without this, torch imports its compiler (1.3 s) to keep it away from the method below."""
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run `func` as it is, or where it would not have computed a log-sum-exp, with that asked for."""
-        name = func._schema.name.removeprefix("aten::")
-        if name in ON_REQUEST:
-            args = (*args[:4], True, *args[5:])
-        out = func(*args, **(kwargs or {}))
-        if name in WITH_LSE:
-            self.found = out[1].detach()
-        return out
 
 
 class TorchsOwn(threading.local):
@@ -96,12 +65,15 @@ class FusedCalls(TorchFunctionMode):
         self.report, self.refuse, self.split, self.thread = report, refuse, split, threading.get_ident()
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
         self.by_hand = ByHand(self.found_by_hand, self.lost)
+        self.flash, self.in_flash = Reader(note), False
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run `func`, standing beside it if it is attention."""
         kwargs = kwargs or {}
+        if self.in_flash:
+            return func(*args, **kwargs)
         if func is FUSED and not torch.compiler.is_compiling():
             return self.see(func, *args, **kwargs)
         if func is F.multi_head_attention_forward and OWN.texts is None:
@@ -109,6 +81,9 @@ class FusedCalls(TorchFunctionMode):
                 return func(*args, **kwargs)
         if is_flex(func) and not torch.compiler.is_compiling():
             return self.see_flex(func, args, kwargs)
+        if (name := op_name(func)) is not None and not torch.compiler.is_compiling():
+            below = name.startswith("flash_attn") and not torch.is_grad_enabled()
+            return self.see_flash(lambda: func(*args, **kwargs), named(func, args, kwargs), below)
         return self.by_hand.run(func, args, kwargs)
 
     def see(
@@ -145,6 +120,40 @@ class FusedCalls(TorchFunctionMode):
             return result
         edited = self.tell(sighting)
         return result if edited is None else (edited, *result[1:])
+
+    def see_flash(self, run: Callable[[], Any], given: Given, below_autograd: bool = False) -> Any:
+        """Run a call of flash_attn or of torch's varlen, report it, and go on with the answer or with what came out."""
+        beside = LogSumExp()  # type: ignore[no-untyped-call]
+        self.in_flash = True
+        try:
+            with beside:
+                result = run()
+        finally:
+            self.in_flash = False
+        several, own = isinstance(result, tuple | list), given.get("out")
+        out = own if own is not None else result[0] if several else result
+        lse = result if own is not None else beside.found
+        if lse is None and several and len(result) > 1:
+            lse = result[1].detach()
+        asked = self.asked[-1].of_flash() if self.asked else None
+        with torch.autocast(out.device.type, enabled=False):  # which these kernels know nothing of
+            try:
+                with torch._C.DisableTorchFunction():
+                    sighting, back = self.flash.sighting(given, out, lse, asked)
+            except (CannotTell, RuntimeError) as error:
+                self.lost(f"flash attention that cannot be told exactly: {error}")
+                return result
+            if below_autograd and any(isinstance(x, Tensor) and x.requires_grad for x in given.values()):
+                sighting = replace(sighting, fixed=INSIDE)
+            edited = self.tell(sighting)
+            if edited is None:
+                return result
+            with torch._C.DisableTorchFunction():
+                edited = back(edited)
+                if own is not None:
+                    own.copy_(edited)
+                    return result
+        return type(result)((edited, *result[1:])) if several else edited
 
     def through(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clearhead.seeing.flash import flash_attention
 from clearhead.seeing.interface import asked_of_interface
 from clearhead.seeing.recording import Ran, Recording
 from clearhead.seeing.sighting import Report, Sighting
@@ -136,6 +137,7 @@ def standing_beside(model: nn.Module, whereabouts: Whereabouts, report: Report) 
             whereabouts.recording.note("the compiled model ran uncompiled while it was watched")
         calls = FusedCalls(report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note)
         stack.enter_context(asked_of_interface(calls.through))
+        stack.enter_context(flash_attention(calls.see_flash))
         whereabouts.mode = stack.enter_context(calls)
         yield
 
