@@ -213,7 +213,7 @@ def _say(read: Read, each_query: bool) -> Rule:
         reach = int((read.stop - 1 - at)[looks].max())
         since = int((read.first - at)[looks].min())
         alone = replace(read, some=torch.ones_like(read.some))  # first without a word on keys that nobody sees
-        for known in (alone, read):
+        for known in (alone, read) if alone.whole() else (read,):
             table, ends = (None, None) if known is alone else (allowed, keys)
             for low, high in ((None, reach), (since, None), (since, reach)):
                 if known.gives(start if low is None else at + low, stop if high is None else at + high + 1):
