@@ -254,16 +254,8 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
             weights = torch.where(closed.any(-1, keepdim=True), left * scale.nan_to_num(0, 0, 0), weights)
         else:
             scores = maps.scores(call, text, heads, some, every).masked_fill(closed, -torch.inf)
-            weights = _softmax(scores, _sinks(call, text, heads, some))
+            weights = _softmax(scores, maps.sinks(call, text, heads, some))
         out[text, heads[:, None], some] = (weights.masked_fill(zeroed, 0) @ v).to(out.dtype)
-
-
-def _sinks(call: Call, text: int, heads: Tensor, rows: Tensor) -> Tensor | None:
-    """Return the score that takes weight to no key, (heads, rows, 1), where the call has one."""
-    if call.sinks is None:
-        return None
-    sinks = call.sinks[text if len(call.sinks) > 1 else 0].to(call.exact).expand(-1, call.n_queries)
-    return sinks[heads][:, rows, None]
 
 
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:

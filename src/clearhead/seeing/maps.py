@@ -99,19 +99,26 @@ def _normalise(call: Call, batch: int) -> tuple[Tensor, Tensor]:
     peak = torch.zeros(len(call.heads), call.n_queries, dtype=call.exact, device=call.q.device)
     rest = torch.zeros_like(peak)
     cols = torch.arange(call.n_keys, device=call.q.device)
-    sinks = None
-    if call.sinks is not None:
-        sinks = call.sinks[batch if len(call.sinks) > 1 else 0].to(call.exact).expand(-1, call.n_queries)
     for heads, rows in _tiles(call, range(len(call.heads))):
         tile = scores(call, batch, heads, rows, cols)
-        if sinks is not None:
-            tile = torch.cat([tile, sinks[heads][:, rows, None]], -1)
+        if (beside := sinks(call, batch, heads, rows)) is not None:
+            tile = torch.cat([tile, beside], -1)
         highest = tile.amax(-1, keepdim=True)
         highest = highest.masked_fill(highest == -torch.inf, 0)
         total = (tile - highest).exp().sum(-1)
         peak[heads[:, None], rows] = highest.squeeze(-1)
         rest[heads[:, None], rows] = total.log().masked_fill(total == 0, 0)
     return peak, rest
+
+
+def sinks(
+    call: Call, batch: int, heads: Int[Tensor, " heads"], rows: Int[Tensor, " rows"]
+) -> Float[Tensor, "heads rows 1"] | None:
+    """Return the score that takes weight to no key, where the call has one."""
+    if call.sinks is None:
+        return None
+    found = call.sinks[batch if len(call.sinks) > 1 else 0].to(call.exact).expand(-1, call.n_queries)
+    return found[heads][:, rows, None]
 
 
 def _tiles(call: Call, heads: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -128,26 +135,22 @@ def pairs(
     call: Call, batch: int, heads: Sequence[int], rows: Int[Tensor, " links"], cols: Int[Tensor, " links"]
 ) -> Float[Tensor, "heads links"]:
     """Return single weights, of query rows[i] on key cols[i]: as much work as there are, whatever the length."""
-    found = [
-        _pairs(call, batch, list(heads), rows[i : i + TILE // 64], cols[i : i + TILE // 64])
-        for i in range(0, len(rows), TILE // 64)
-    ]
-    return torch.cat(found, 1) if found else torch.zeros(len(heads), 0, dtype=call.exact, device=call.q.device)
+    some, at_once = torch.tensor(list(heads), device=call.q.device), max(1, TILE // (64 * max(1, len(heads))))
+    parts = (slice(first, first + at_once) for first in range(0, max(1, len(rows)), at_once))
+    return torch.cat([_pairs(call, batch, some, rows[part], cols[part]) for part in parts], 1)
 
 
 @torch.no_grad()
-def _pairs(call: Call, batch: int, heads: list[int], rows: Tensor, cols: Tensor) -> Tensor:
+def _pairs(call: Call, batch: int, heads: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     peak, rest = normaliser(call, batch)
-    found = []
-    for head in heads:
-        q = call.q[batch, head].index_select(0, rows).to(call.exact)
-        k = call.k[batch, call.kv_of[head]].index_select(0, cols).to(call.exact)
-        score = (q * k).sum(-1) * call.scale
-        if call.softcap is not None:
-            score = call.softcap * (score / call.softcap).tanh()
-        score = sight.apply_to_pairs(call, score, batch, head, rows, cols)
-        found.append((score - peak[head, rows] - rest[head, rows]).exp())
-    return torch.stack(found)
+    kv, numbers = (torch.tensor(of, device=heads.device)[heads] for of in (call.kv_of, call.heads))
+    q = call.q[batch, heads[:, None], rows].to(call.exact)
+    k = call.k[batch, kv[:, None], cols].to(call.exact)
+    score = (q * k).sum(-1) * call.scale
+    if call.softcap is not None:
+        score = call.softcap * (score / call.softcap).tanh()
+    score = call.rule.apply_to_links(score, batch, numbers, rows, cols)
+    return (score - peak[heads[:, None], rows] - rest[heads[:, None], rows]).exp()
 
 
 @torch.no_grad()

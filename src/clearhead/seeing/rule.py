@@ -5,13 +5,16 @@ table although a single sentence says it all. `recognition.py` finds that senten
 a table, one bit a link. A rule is shared by all layers that were given the same mask.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+# Picks from a table (batch, heads, query, key), whose axes may be one long, what belongs to some keys.
+Pick = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +61,18 @@ class Rule:
         cols: Int[Tensor, " cols"],
     ) -> Float[Tensor, "heads rows cols"]:
         """Return the scaled scores of one text's tile with the bias added and -inf where one may not look."""
-        if self.bias is not None:
-            scores = scores + _pick(self.bias, batch, heads, rows, cols).to(scores.dtype)
-        for may in self._each(batch, heads, rows, cols):
-            scores = scores.masked_fill(~may, -torch.inf)
-        return scores
+        return self._narrow(scores, batch, rows[:, None], cols, _of_tile(batch, heads, rows))
+
+    def apply_to_links(
+        self,
+        scores: Float[Tensor, "heads links"],
+        batch: int,
+        heads: Int[Tensor, " heads"],
+        rows: Int[Tensor, " links"],
+        cols: Int[Tensor, " links"],
+    ) -> Float[Tensor, "heads links"]:
+        """Do what `apply` does, to the scores of queries rows[i] on keys cols[i]."""
+        return self._narrow(scores, batch, rows, cols, _of_links(batch, heads, rows))
 
     def sees(
         self, batch: int, heads: Int[Tensor, " heads"], rows: Int[Tensor, " rows"], cols: Int[Tensor, " cols"]
@@ -72,7 +82,8 @@ class Rule:
         `rows` count the queries that are kept, as in `apply`.
         """
         found = None
-        for may in self._each(batch, heads, rows, cols):
+        for may in self._each(batch, rows[:, None], cols, _of_tile(batch, heads, rows)):
+            may = may[(None,) * (3 - may.ndim)]
             found = may if found is None else found & may
         return found
 
@@ -108,31 +119,50 @@ class Rule:
             for name, t in self.tables.items()
         )
 
-    def _each(self, batch: int, heads: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
-        """Yield for every field what it alone allows in a tile, as something that broadcasts to heads x rows x cols."""
-        stands = (rows if self.rows is None else self.rows[rows])[None, :, None]
-        at = cols[None, None]
+    def _narrow(self, scores: Tensor, batch: int, rows: Tensor, cols: Tensor, pick: Pick) -> Tensor:
+        if self.bias is not None:
+            scores = scores + pick(self.bias, cols).to(scores.dtype)
+        for may in self._each(batch, rows, cols, pick):
+            scores = scores.masked_fill(~may, -torch.inf)
+        return scores
+
+    def _each(self, batch: int, rows: Tensor, cols: Tensor, pick: Pick) -> Iterator[Tensor]:
+        """Yield for every field what it alone allows: `rows` and `cols` broadcast to a tile, or go link by link."""
+        stands = rows if self.rows is None else self.rows[rows]
         if self.reach is not None:
-            yield at <= stands + self.reach
+            yield cols <= stands + self.reach
         if self.since is not None:
-            yield at >= stands + self.since
+            yield cols >= stands + self.since
         if self.keys is not None:
             start, stop = self.keys[batch if len(self.keys) > 1 else 0]
-            yield (at >= start) & (at < stop)
+            yield (cols >= start) & (cols < stop)
         if self.spans is not None:
-            span = _pick(self.spans, batch, heads, rows)
-            yield (at >= span[..., :1]) & (at < span[..., 1:])
+            yield (cols >= pick(self.spans[..., :1], cols)) & (cols < pick(self.spans[..., 1:], cols))
         if self.allowed is not None:
-            yield _pick(self.allowed, batch, heads, rows, cols)
+            yield pick(self.allowed, cols)
         if self.packed is not None:
-            eight = _pick(self.packed, batch, heads, rows).index_select(2, cols // 8)
-            yield (eight >> (cols % 8).to(torch.uint8)) & 1 == 1
+            yield (pick(self.packed, cols // 8) >> (cols % 8).to(torch.uint8)) & 1 == 1
 
 
-def _pick(table: Tensor, batch: int, *index: Tensor) -> Tensor:
-    """Return the tile of a table whose axes may be one long; axes that are not named stay whole."""
-    tile = table[batch if table.shape[0] > 1 else 0]
-    for axis, wanted in enumerate(index):
-        if tile.shape[axis] > 1:
-            tile = tile.index_select(axis, wanted)
-    return tile
+def _of_tile(batch: int, heads: Tensor, rows: Tensor) -> Pick:
+    """Pick heads x rows x cols."""
+
+    def pick(table: Tensor, cols: Tensor) -> Tensor:
+        tile = table[batch if len(table) > 1 else 0]
+        for axis, wanted in enumerate((heads, rows, cols)):
+            if tile.shape[axis] > 1:
+                tile = tile.index_select(axis, wanted)
+        return tile
+
+    return pick
+
+
+def _of_links(batch: int, heads: Tensor, rows: Tensor) -> Pick:
+    """Pick heads x links, from rows[i] to cols[i]."""
+
+    def pick(table: Tensor, cols: Tensor) -> Tensor:
+        tile = table[batch if len(table) > 1 else 0]
+        places = (heads[:, None], rows, cols)
+        return tile[tuple(at if n > 1 else torch.zeros_like(at) for at, n in zip(places, tile.shape))]
+
+    return pick

@@ -128,38 +128,6 @@ def free(call: Call, rows: slice, cols: slice) -> bool:
     return ahead and (rule.since is None or cols.start >= rows.stop - 1 + rule.since)
 
 
-def apply_to_pairs(
-    call: Call, scores: Float[Tensor, " links"], batch: int, head: int, rows: Tensor, cols: Tensor
-) -> Float[Tensor, " links"]:
-    """Do what `Rule.apply` does, to the scores of queries rows[i] on keys cols[i] of one head (a row of `call.q`)."""
-    rule, number, at = call.rule, call.heads[head], rows if call.rule.rows is None else call.rule.rows[rows]
-
-    def of(table: Tensor, *keys: Tensor) -> Tensor:
-        table = table[batch if len(table) > 1 else 0]
-        table = table[number if len(table) > 1 else 0]
-        places = (index if n > 1 else torch.zeros_like(index) for index, n in zip((rows, *keys), table.shape))
-        return table[tuple(places)]
-
-    may = torch.ones_like(scores, dtype=torch.bool)
-    if rule.bias is not None:
-        scores = scores + of(rule.bias, cols)
-    if rule.reach is not None:
-        may &= cols <= at + rule.reach
-    if rule.since is not None:
-        may &= cols >= at + rule.since
-    if rule.keys is not None:
-        start, stop = rule.keys[batch if len(rule.keys) > 1 else 0]
-        may &= (cols >= start) & (cols < stop)
-    if rule.spans is not None:
-        span = of(rule.spans)
-        may &= (cols >= span[:, 0]) & (cols < span[:, 1])
-    if rule.allowed is not None:
-        may &= of(rule.allowed, cols)
-    if rule.packed is not None:
-        may &= (of(rule.packed, cols // 8) >> (cols % 8).to(torch.uint8)) & 1 == 1
-    return scores.masked_fill(~may, -torch.inf)
-
-
 def cut(table: Tensor, batch: int, heads: Tensor, rows: slice, cols: slice) -> Tensor:
     """Return the tile of a table (batch, heads, query, key) whose axes may be one long."""
     tile = table[batch if len(table) > 1 else 0]
