@@ -31,7 +31,7 @@ from clearhead.models.modernbert import (
 from clearhead.training.loop import evaluate
 from clearhead.training.objectives import Classification
 from clearhead.training.recipe import Recipe
-from clearhead.training.run import run_recipe
+from clearhead.training.run import run_recipe, stop_signals
 from clearhead.training.store import RunFolder
 from clearhead.training.texts import build_rows
 
@@ -262,6 +262,16 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, place: Pat
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     load(run)  # the checkpoint opens
     assert_same_run(straight, run_recipe("recipe.toml", out=run, resume=True))
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stop_signals() as arrived:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert arrived == [signal.SIGINT, signal.SIGINT]
+        monkeypatch.setattr("clearhead.training.run.SAME_SIGNAL", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_resuming_a_finished_run_changes_nothing(place: Path) -> None:

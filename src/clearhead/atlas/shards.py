@@ -1,14 +1,16 @@
 """One process of several: which texts are its own, where it keeps what it counted, and how all come together.
 
 torchrun (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) starts the processes, on one machine or
-many. Each takes every WORLD_SIZE-th text. At the end their tallies are exchanged as JSON, over gloo.
+many. Each takes every WORLD_SIZE-th text. At the end their tallies are exchanged as JSON, over gloo. Nothing else is
+shared: a machine reads its own copy of model and corpus, which have to be the same, and keeps its own state files.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import torch.distributed as dist
 
 from clearhead.errors import InputError
 from clearhead.training.store import write
+
+PATIENCE = timedelta(days=30)  # one share may take longer than another; torchrun ends all when one is lost
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class World:
         if world.size == 1:
             yield world
             return
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
         try:
             yield world
         finally:
@@ -66,6 +70,16 @@ class World:
         texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(texts, torch.nn.functional.pad(text, (0, longest - len(text))))
         return [json.loads(bytes(text[: int(n)].tolist())) for text, n in zip(texts, lengths)]
+
+
+def require_same(identities: Sequence[dict[str, Any]]) -> None:
+    """Raise InputError unless every process, in the order of their ranks, counts the same."""
+    for rank, theirs in enumerate(identities):
+        if other := [name for name in theirs if theirs[name] != identities[0][name]]:
+            raise InputError(
+                f"process {rank} of {len(identities)} has another {other[0]} than process 0: {theirs[other[0]]}, not "
+                f"{identities[0][other[0]]}; every machine needs the same"
+            )
 
 
 class State:

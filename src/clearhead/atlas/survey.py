@@ -5,6 +5,7 @@ longest. A text longer than the model reads is read in windows. Next: `picture.p
 """
 
 import hashlib
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,43 +18,54 @@ from torch import nn
 
 from clearhead import __version__
 from clearhead.atlas.picture import draw
-from clearhead.atlas.shards import State, World
+from clearhead.atlas.shards import State, World, require_same
 from clearhead.atlas.tally import Tally
 from clearhead.checkpoints import find, load
 from clearhead.data.text import read_texts
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import InputError, Interrupted
+from clearhead.errors import InputError, Interrupted, MissingExtra
 from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.vit import ViT
 from clearhead.seeing import watch
 from clearhead.training.run import stop_signals
-from clearhead.training.store import write
+from clearhead.training.store import force, write
 
 SAVE_EVERY = 20.0  # seconds: what a killed process has to count again
 
 
-def profile(name: str, corpus: Sequence[Path | str], out: Path | str, *, limit: int | None = None) -> Path:
+def profile(
+    name: str, corpus: Sequence[Path | str], out: Path | str, *, limit: int | None = None, parquet: bool = False
+) -> Path:
     """Count what every head of the model called `name` does over the texts of `corpus`, and return the folder `out`.
 
-    It holds `profile.json`, a row a head; `profile.svg`, the same as a picture; `profile.parquet` where pyarrow is
-    installed; and a state file a process, by which the same call goes on after it was stopped. `limit` reads that many
-    texts at most. Under torchrun each process takes its share; the first one writes.
+    It holds `profile.json`, a row a head; `profile.svg`, the same as a picture; `profile.parquet`, if asked for; and a
+    state file a process, by which the same call goes on after it was stopped. `limit` reads that many texts at most.
+    Under torchrun each process takes its share; the first one writes.
 
-    Statistics are those of `seeing.habits.Habit` and the entropy in nats, means over texts counted by length.
+    Statistics are those of `seeing.habits.Habit`: means over all queries of the corpus that are no padding and have
+    more than one key to look at.
 
     InputError for a model that does not read one text, for a folder that holds something else, for texts that cannot be
-    read; Interrupted when a signal stopped it, after all that was counted was saved.
+    read; MissingExtra for a Parquet table without pyarrow; Interrupted when a signal stopped it, after all that was
+    counted was saved.
     """
+    if parquet and importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtra(
+            "a Parquet table is written by pyarrow, which is not there: pip install 'clearhead[parquet]'"
+        )
     out, source = Path(out), find(name)
     tokenizer = Tokenizer.load(source)
     with World.joined() as world:
+        if world.size > 1 and "-" in map(str, corpus):
+            raise InputError("standard input is one stream, and every process has to read the whole corpus: give files")
         model = load(source).eval().to(world.device)
         longest = _longest(model, name)
         state = State(out, world, {"model": _mark(source), "corpus": [_told(path) for path in corpus], "limit": limit})
+        require_same(world.gather(state.identity))
         kept = state.read()
         tally = Tally.from_json(kept["tally"]) if kept else Tally()
         done, saved = kept["read"] if kept else 0, time.monotonic()
-        with stop_signals() as signals, torch.no_grad(), _progress(tally.texts) as show:
+        with stop_signals() as signals, torch.no_grad(), _progress(tally.texts, world) as show:
             for number, text in enumerate(read_texts(corpus)):
                 if number == limit:
                     break
@@ -77,11 +89,11 @@ def profile(name: str, corpus: Sequence[Path | str], out: Path | str, *, limit: 
                     )
                 done = number + 1
             state.write(done, tally.to_json())
-        _finish(world, tally, name, corpus, out)
+        _finish(world, tally, {"model": name, "corpus": [str(path) for path in corpus]}, out, parquet)
     return out
 
 
-def _finish(world: World, tally: Tally, name: str, corpus: Sequence[Path | str], out: Path) -> None:
+def _finish(world: World, tally: Tally, said: dict[str, Any], out: Path, parquet: bool) -> None:
     """Bring together what all processes counted; the first one writes it."""
     shares = [Tally.from_json(share) for share in world.gather(tally.to_json())]
     if world.rank:
@@ -90,21 +102,26 @@ def _finish(world: World, tally: Tally, name: str, corpus: Sequence[Path | str],
     for share in shares:
         whole.merge(share)
     if not whole.heads:
-        raise InputError("the corpus holds no text: expected one a line")
-    facts: dict[str, Any] = {"model": name, "corpus": [str(path) for path in corpus], "clearhead": __version__}
-    facts |= {"texts": whole.texts, "tokens": whole.tokens}
+        raise InputError("the corpus holds no text of two tokens or more: expected one text a line")
+    facts = {**said, "clearhead": __version__, "texts": whole.texts, "tokens": whole.tokens}
     table = whole.table()
     write(out / "profile.json", json.dumps({**facts, "heads": table}, indent=1) + "\n")
-    write(
-        out / "profile.svg",
-        draw(table, f"{name}, {whole.texts:,} text{'s' * (whole.texts != 1)}, {whole.tokens:,} tokens"),
-    )
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        return
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), out / "profile.parquet")
+    about = f"{whole.texts:,} text{'s' * (whole.texts != 1)}, {whole.tokens:,} tokens"
+    write(out / "profile.svg", draw(table, said["model"], about))
+    if parquet:
+        _write_parquet(out / "profile.parquet", table, facts)
+
+
+def _write_parquet(path: Path, table: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the rows of `profile.json` as a table, and what stands beside them as its metadata."""
+    import pyarrow
+    import pyarrow.parquet
+
+    beside = path.with_name(path.name + ".partial")
+    columns = pyarrow.Table.from_pylist(table).replace_schema_metadata({"clearhead": json.dumps(facts)})
+    pyarrow.parquet.write_table(columns, beside)
+    force(beside)
+    beside.rename(path)
 
 
 def _longest(model: nn.Module, name: str) -> int:
@@ -143,13 +160,15 @@ def _told(path: Path | str) -> list[Any]:
 
 
 @contextmanager
-def _progress(done: int) -> Iterator[Callable[[int], None]]:
-    """Show how many texts were read, on standard error, for a person at a terminal."""
+def _progress(done: int, world: World) -> Iterator[Callable[[int], None]]:
+    """Show how many texts were read, or the first of several processes has read, to a person at a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} texts"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    share = f" by process 0 of {world.size}" if world.size > 1 else ""
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} texts" + share), TimeElapsedColumn())
+    hidden = world.rank > 0 or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None, completed=done)
         yield lambda texts: bar.update(task, completed=texts)

@@ -1,12 +1,13 @@
 """What was counted so far: a sum for every statistic of every head, that can be saved, merged and gone on with.
 
-A statistic of one text is a mean over its queries (`seeing.habits.Habit`, and the entropy of a row in nats); over a
-corpus it is the mean over texts, each counted by its length, with the spread from text to text beside it.
+A statistic of one text is a mean over the queries that `seeing.habits.Habit` counts; over a corpus it is the mean over
+all these queries: texts weigh as many as they have, and one with none, such as a single token, says nothing. Beside it
+stands the spread from text to text, by the same weights.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Int
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from clearhead.seeing import Recording
 
-NOT_MEANS = ("layer", "head", "kind", "heaviest")  # fields of a Habit that are names, not quantities
+NOT_MEANS = ("layer", "head", "kind", "queries", "heaviest")  # fields of a Habit that are names, not quantities
 
 
 @dataclass
@@ -51,19 +52,15 @@ class Tally:
     def add(self, seen: Recording, tokens: Int[Tensor, " key"], separators: list[int]) -> None:
         """Count one text, recorded alone; `separators` are the positions of its special tokens but the first."""
         self.layers |= {layer.index: layer.name for layer in seen.layers}
-        n_tokens = seen.layers[0].n_queries
-        self.tokens += n_tokens
-        entropies = {index: seen.entropy(index).mean(1).tolist() for index in self.layers}
-        place: Counter[int] = Counter()
-        weight = float(n_tokens)
+        self.tokens += seen.layers[0].n_queries
         for habit in seen.heads(separators=separators, tokens=tokens):
+            if not habit.queries:
+                continue
             head = self.heads.setdefault((habit.layer, habit.head), HeadTally())
             head.kinds[habit.kind] += 1
-            head.add("entropy", entropies[habit.layer][place[habit.layer]], weight)
-            place[habit.layer] += 1
-            for name, x in asdict(habit).items():
+            for name, x in vars(habit).items():
                 if name not in NOT_MEANS and x is not None:
-                    head.add(name, x, weight)
+                    head.add(name, x, float(habit.queries))
 
     def merge(self, other: "Tally") -> None:
         """Count what another one counted."""
@@ -81,7 +78,7 @@ class Tally:
         """Return a row for every head: where it is, what it most often was and how often, and its means."""
         rows = []
         for (layer, number), head in sorted(self.heads.items()):
-            ((kind, times),) = head.kinds.most_common(1)
+            times, kind = max((times, kind) for kind, times in head.kinds.items())  # of a tie the same, whoever counts
             name = {"layer": layer, "head": number, "module": self.layers[layer], "kind": kind}
             rows.append({**name, "kind_share": times / sum(head.kinds.values()), **head.means()})
         return rows

@@ -44,6 +44,7 @@ def profile(
     *,
     out: Atlas = None,
     limit: Count = None,
+    parquet: Flag = False,
 ) -> None:
     """Count what every head does over a corpus; Ctrl-C saves, the same command goes on.
 
@@ -52,7 +53,8 @@ def profile(
         corpus: Files with one text a line; - is standard input.
         out: Where profile.json and profile.svg are written, and what was counted so far.
         limit: Read N texts at most.
+        parquet: Write profile.parquet, too; needs clearhead[parquet].
     """
     from clearhead.cli import profiling
 
-    profiling.run(model, corpus, out=out, limit=limit)
+    profiling.run(model, corpus, out=out, limit=limit, parquet=parquet)

@@ -7,7 +7,7 @@ from clearhead.cli.arguments import at_least_1
 from clearhead.cli.inputs import STDIN, require_readable
 
 
-def run(model: str, corpus: Sequence[Path], *, out: Path | None, limit: int | None) -> None:
+def run(model: str, corpus: Sequence[Path], *, out: Path | None, limit: int | None, parquet: bool) -> None:
     """Count; what a person sees meanwhile is on stderr, the folder is on stdout."""
     at_least_1(limit=limit)
     corpus = corpus or (STDIN,)
@@ -16,6 +16,6 @@ def run(model: str, corpus: Sequence[Path], *, out: Path | None, limit: int | No
     from clearhead.atlas.shards import World
     from clearhead.atlas.survey import profile
 
-    folder = profile(model, corpus, out or Path("profiles") / Path(model).name, limit=limit)
+    folder = profile(model, corpus, out or Path("profiles") / Path(model).name, limit=limit, parquet=parquet)
     if World.here().rank == 0:
         print(folder)

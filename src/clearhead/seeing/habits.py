@@ -6,7 +6,8 @@ The names follow the literature: heads that look at the previous or next token o
 2022, section 3) or at what came after it (induction heads, Olsson et al. 2022: their "prefix matching" score, on a text
 that is said twice). A name says where the weight goes, not why.
 
-One sweep for all numbers. Queries that are padding, or had one key only to look at, say nothing and are left out.
+One sweep for all numbers. Queries that are padding, or had one key only to look at, say nothing and are left out:
+`queries` says how many were counted.
 """
 
 from collections.abc import Sequence
@@ -32,12 +33,14 @@ EARLIER = 8  # occurrences of a token that are looked back to, the latest first:
 
 @dataclass(frozen=True)
 class Habit:
-    """What one head does over one text. Shares are means over its queries, in [0, 1].
+    """What one head does over one text. Shares are in [0, 1]; they and all other means are over the queries counted.
 
     kind:      the place that gets at least half of the weight ("sink", "separator", "previous", "self", "next",
                "duplicate", "induction"; the largest wins), else "local", else "diffuse", else "mixed".
+    queries:   how many were counted: no padding, and with more than one key to look at.
     sink:      what goes to the first key that is no padding.
     separator: to the positions that were named as such.
+    entropy:   of a row, in nats.
     spread:    entropy of a row over the logarithm of the number of keys it could look at; 1 = to all alike.
     near:      what goes to keys at most 8 places away; `near_by_chance` would, from a head that looks everywhere alike.
                "local" is near >= 0.5 and twice what chance gives.
@@ -50,11 +53,13 @@ class Habit:
     layer: int
     head: int
     kind: str
+    queries: int
     sink: float
     separator: float
     previous: float
     itself: float
     next: float
+    entropy: float
     spread: float
     near: float
     near_by_chance: float
@@ -95,7 +100,8 @@ def habits(
         rows[name] = statistics.at_offset(call, batch, heads, offset)
     if tokens is not None:
         rows["duplicate"], rows["induction"] = repeats(call, batch, heads, tokens)
-    count = said.sum(1).clamp(min=1)
+    n_said = said.sum(1)
+    count = n_said.clamp(min=1)
     means = {name: ((values * said).sum(1) / count).tolist() for name, values in rows.items()}
     most = (got / count[:, None]).max(1)
     found = []
@@ -111,6 +117,8 @@ def habits(
                 layer,
                 call.heads[head],
                 kind,
+                int(n_said[i]),
+                entropy=mean["entropy"],
                 spread=mean["spread"],
                 near=mean["near"],
                 near_by_chance=mean["chance"],

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ from clearhead.training.progress import Progress, progress
 from clearhead.training.recipe import Recipe
 from clearhead.training.store import RunFolder
 from clearhead.training.task import DataSet
+
+SAME_SIGNAL = 1.0  # seconds within which a second signal is the first one again
 
 
 def run_recipe(
@@ -212,16 +215,24 @@ def default(path: Sequence[str]) -> Any:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Put the first SIGINT or SIGTERM into a list that is looked at after each step; the second one kills."""
+    """Put the first SIGINT or SIGTERM into a list that is looked at after each step; the second one kills.
+
+    Within `SAME_SIGNAL` it is the same one: torchrun passes on to its processes what their terminal sent them already.
+    """
     arrived: list[int] = []
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield arrived  # signals are the main thread's
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: object) -> None:
+        nonlocal first
+        if arrived and time.monotonic() - first > SAME_SIGNAL:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+        first = first or time.monotonic()
         arrived.append(number)
-        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)
