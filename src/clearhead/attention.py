@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from clearhead.cache import LayerCache
 from clearhead.errors import ConfigError, ShapeError
@@ -72,12 +73,10 @@ def attend(
     if mask.bias is not None:
         bias = mask.bias.to(q.dtype)
         rule = bias if allowed is None else torch.where(allowed, bias, -math.inf)
-    first, width = 0, v.shape[-1]
     if sinks is not None:
-        first = int(is_causal)  # a square stays one: a query in front too, which sees the sink alone
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        q, k, v, rule = _with_sink(q, k, v, rule, sinks / scale, first)
-    out = F.scaled_dot_product_attention(
+        return attend_with_sinks(q, k, v, rule, sinks, scale, is_causal, dropout)
+    return F.scaled_dot_product_attention(
         q,
         k,
         v,
@@ -87,7 +86,6 @@ def attend(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return out if sinks is None else out[:, :, first:, :width]
 
 
 def attention_map(
@@ -124,6 +122,39 @@ def _capped_scores(q: Tensor, k: Tensor, scale: float | None, softcap: float | N
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-2, -1)
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def attend_with_sinks(
+    q: Float[Tensor, "batch heads query d_head"],
+    k: Float[Tensor, "batch kv_heads key d_head"],
+    v: Float[Tensor, "batch kv_heads key d_value"],
+    rule: Tensor | None,
+    sinks: Float[Tensor, " heads"],
+    scale: float,
+    is_causal: bool,
+    dropout: float,
+) -> Float[Tensor, "batch heads query d_value"]:
+    """Return what `attend` does with `sinks`, by the fused call over one more key; `rule` is a mask as that takes it.
+
+    A function to torch as its own are (torch.overrides): whoever stands beside this call is asked first, and sees it
+    as the model means it, without the key.
+    """
+    if has_torch_function((q, k, v)):
+        given = (q, k, v, rule, sinks, scale, is_causal, dropout)
+        return handle_torch_function(attend_with_sinks, (q, k, v), *given)
+    first, width = int(is_causal), v.shape[-1]  # a square stays one: a query in front too, which sees the sink alone
+    q, k, v, rule = _with_sink(q, k, v, rule, sinks / scale, first)
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=rule,
+        dropout_p=dropout,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out[:, :, first:, :width]
 
 
 def _with_sink(

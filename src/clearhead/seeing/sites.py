@@ -24,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from clearhead.attention import attend_with_sinks
 from clearhead.seeing.byhand import ByHand, Found
 from clearhead.seeing.flash import INSIDE, Given, named, op_name
 from clearhead.seeing.flex import UNCOMPILED, CannotTell, is_flex, sighting_of
 from clearhead.seeing.interface import Asked
 from clearhead.seeing.layouts import Reader
 from clearhead.seeing.normaliser import LogSumExp
-from clearhead.seeing.sighting import Report, Sighting
+from clearhead.seeing.sighting import Report, Sighting, dtype_in_kernel
 
 __all__ = ["FusedCalls", "Report", "Sighting", "uncompiled"]
 
@@ -79,6 +80,8 @@ class FusedCalls(TorchFunctionMode):
         if func is F.multi_head_attention_forward and OWN.texts is None:
             with self.inside_torchs_own(*args):
                 return func(*args, **kwargs)
+        if func is attend_with_sinks and not torch.compiler.is_compiling():
+            return self.see_sinks(*args)
         if is_flex(func) and not torch.compiler.is_compiling():
             return self.see_flex(func, args, kwargs)
         if (name := op_name(func)) is not None and not torch.compiler.is_compiling():
@@ -104,6 +107,30 @@ class FusedCalls(TorchFunctionMode):
         lost = OWN.texts is not None and not torch.is_grad_enabled()
         scale, lse = rest.get("scale"), beside.found
         edited = self.tell(Sighting(query, key, attn_mask, dropout_p, is_causal, scale, lse, lost, value, out))
+        return out if edited is None else edited
+
+    def see_sinks(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rule: Tensor | None,
+        sinks: Tensor,
+        scale: float,
+        is_causal: bool,
+        dropout: float,
+    ) -> Tensor:
+        """Run our own attention with sinks, and report it without the key that stands for them in the fused call."""
+        beside = LogSumExp()  # type: ignore[no-untyped-call]
+        with beside:
+            out = attend_with_sinks(q, k, v, rule, sinks, scale, is_causal, dropout)
+        lse = beside.found
+        if lse is not None:  # causal, a query stands in front too
+            lse = lse.reshape(*q.shape[:2], -1)[..., int(is_causal) :]
+        with torch._C.DisableTorchFunction():  # the key made of them was rounded to what the kernel reads
+            given = (sinks / scale).to(q.dtype).to(dtype_in_kernel(q)).float() * scale
+        sighting = Sighting(q, k, rule, dropout, is_causal, scale, lse, v=v, out=out, sinks=given.reshape(1, -1, 1))
+        edited = self.tell(sighting)
         return out if edited is None else edited
 
     def see_flex(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
