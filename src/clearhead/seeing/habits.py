@@ -142,18 +142,21 @@ def _swept(
     rows = {name: torch.zeros_like(said) for name in names}
     got = torch.zeros(len(heads), call.n_keys, dtype=call.exact, device=call.q.device)
     distances = _Distances(call)
-    for tile in tiles.sweep(call, batch, heads, tiles.Part(counted=said.any(0)), logs=True):
-        here = tile.heads, tile.rows
+    named = {"sink": marks[:1], "separator": marks[1:]}
+
+    def add(tile: tiles.Tile) -> None:
+        here, cols = (tile.heads, tile.rows), tile.cols
         rows["entropy"][here] -= statistics.surprise(tile)
         distance, near = distances.of(tile)
         rows["distance"][here] += distance
         rows["near"][here] += near
-        for i, mark in enumerate(marks):
-            if tile.cols.start <= mark < tile.cols.stop:
-                rows["separator" if i else "sink"][here] += tile.weights[:, :, mark - tile.cols.start]
+        for name, places in named.items():
+            if met := [mark - cols.start for mark in places if cols.start <= mark < cols.stop]:
+                rows[name][here] += tile.weights[:, :, met].sum(-1)
         with maps.full_precision():
-            for i, weights in enumerate(tile.weights, tile.heads.start):
-                got[i, tile.cols] += weights.mT.mv(said[i, tile.rows])
+            got[tile.heads, cols] += torch.bmm(said[tile.heads, None, tile.rows], tile.weights)[:, 0]
+
+    tiles.each(call, batch, heads, add, tiles.Part(counted=said.any(0)), logs=True)
     return rows, got
 
 
@@ -161,46 +164,44 @@ class _Distances:
     """How far away a tile's weights lie from their queries: most of it from sums of whole rows."""
 
     def __init__(self, call: Call) -> None:
-        self.stands, reach = call.stands, call.rule.reach
-        self.looks_ahead = reach is None or reach > call.n_keys - call.n_all
-        self.known: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}  # a few, one for each kind of tile
+        self.stands = call.stands
+        self.places = torch.arange(call.n_keys, dtype=call.exact, device=call.q.device)
+        self.near: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}  # a few, one for each kind of tile
 
     def of(self, tile: tiles.Tile) -> tuple[Tensor, Tensor]:
         """Return the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away.
 
-        |i - j| is (i - j) + 2 max(0, j - i), and i - j falls apart into the place of the row and that of the key, both
-        counted from the first query. What is left is about keys near these queries, or after them.
+        Left of all these queries |i - j| falls apart into i and -j, right of them into j and -i, both counted from the
+        first of the keys. Only keys among the queries, and near them, take a table of distances.
         """
         weights, stands = tile.weights, self.stands[tile.rows]
-        n_heads, height, width = weights.shape
-        first, last = int(stands[0]), int(stands[-1])
-        flat, below = weights.reshape(-1, width), (stands - first).to(weights.dtype)
-        ahead = (first - torch.arange(tile.cols.start, tile.cols.stop, device=weights.device)).to(weights.dtype)
-        left, right = (max(0, min(width, at - tile.cols.start)) for at in (first - NEAR, last + NEAR + 1))
-        with maps.full_precision():
-            signed = flat.mv(ahead).view(n_heads, height) + flat.sum(-1).view(n_heads, height) * below
-            if self.looks_ahead and right < width:
-                after = flat[:, right:]
-                signed = signed - 2 * after.mv(ahead[right:]).view(n_heads, height)
-                signed -= 2 * after.sum(-1).view(n_heads, height) * below
-        if left == right:
-            return signed, torch.zeros_like(signed)
-        near, later = self.middle(stands, first - tile.cols.start - left, right - left, weights.dtype)
-        middle = weights[:, :, left:right]
-        if self.looks_ahead:
-            signed += 2 * (middle * later).sum(-1)
-        return signed, (middle * near).sum(-1)
+        first, last = (int(stands[at]) - tile.cols.start for at in (0, -1))
+        left, right = (max(0, min(weights.shape[2], at)) for at in (first - NEAR, last + NEAR + 1))
+        distance, near = torch.zeros_like(weights[:, :, 0]), torch.zeros_like(weights[:, :, 0])
+        below = (stands - tile.cols.start).to(weights.dtype)
+        for sign, start, stop in ((1, 0, left), (-1, right, weights.shape[2])):
+            if start < stop:
+                far = weights[:, :, start:stop]
+                with maps.full_precision():
+                    distance += sign * (far.sum(-1) * below - far @ self.places[start:stop])
+        if left < right:
+            table, away = self.middle(stands, first - left, right - left, weights.dtype)
+            middle = weights[:, :, left:right]
+            near += (middle * table).sum(-1)
+            distance += (middle * away).sum(-1)
+        return distance, near
 
-    def middle(self, stands: Tensor, before: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return which of `width` keys are near each query, and how far after it they are, 0 where they are not.
+    def middle(self, stands: Tensor, before: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return which of `width` keys are near each query, and how far from it each is.
 
         The keys begin `before` places before the first query.
         """
-        key = before, width, len(stands)
-        if key not in self.known or not torch.equal(self.known[key][0], stands - stands[0]):
-            away = torch.arange(width, device=stands.device) - before - (stands - stands[0])[:, None]
-            self.known[key] = stands - stands[0], (away.abs() <= NEAR).to(dtype), away.clamp(min=0).to(dtype)
-        return self.known[key][1:]
+        key, steps = (before, width, len(stands)), stands - stands[0]
+        known = self.near.get(key)
+        if known is None or not torch.equal(known[0], steps):
+            away = (torch.arange(width, device=stands.device) - before - steps[:, None]).abs()
+            known = self.near[key] = (steps, (away <= NEAR).to(dtype), away.to(dtype))
+        return known[1], known[2]
 
 
 def _near_by_chance(call: Call, room: Tensor) -> Tensor:

@@ -5,32 +5,20 @@ precision the model's own products were allowed. What needs every weight of a lo
 memory that does not grow with the square of its length. Next: `tiles.py`.
 """
 
-import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearhead.seeing import sight
+from clearhead.seeing import products, sight, workers
 from clearhead.seeing.call import Call
+from clearhead.seeing.products import LOG2E, NEVER
+from clearhead.seeing.products import full_precision as full_precision
 
 TILE = 2**22  # numbers in one tile of a sweep: 16 MiB in float32, more gains nothing on a CPU
 TOO_LARGE = 1e4  # float32 next to a log-sum-exp of this size is off by 5e-4: normalise again, in two parts
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Multiply float32 as float32, also where the user allowed TF32 or bfloat16 products for the model."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # torch's
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, before):
-            backend.fp32_precision = precision
 
 
 def scores(
@@ -79,6 +67,8 @@ def normaliser(call: Call, batch: int) -> tuple[Float[Tensor, "heads query"], Fl
     if batch not in call.normalisers:
         found = None if call.lse is None else _one_number(call.lse[batch].to(call.exact))
         if found is None:
+            found = _swept(call, batch)
+        if found is None:
             peak, rest = _normalise(call, batch)
             found = _one_number(peak + rest) or (peak, rest)
         call.normalisers[batch] = found
@@ -95,7 +85,51 @@ def in_parts(rest: Float[Tensor, "heads query"]) -> bool:
     return rest.stride(-1) != 0
 
 
+def _swept(call: Call, batch: int) -> tuple[Tensor, Tensor] | None:
+    """Return the log-sum-exp from one sweep over tiles of scores, or None where one number cannot hold it.
+
+    The largest score so far and the sum of powers of two below it are carried from tile to tile (Milakov and Gimelshein
+    2018, "Online normalizer calculation for softmax").
+    """
+    heads, device = range(len(call.heads)), call.q.device
+    seen, rows = sight.seen_keys(call, batch, heads), range(call.n_queries)
+    n_heads, height, width = products.shape(call, len(heads), rows, range(call.n_keys))
+    peak = torch.full((len(heads), call.n_queries), NEVER, dtype=call.exact, device=device)
+    total = torch.zeros_like(peak)
+
+    def stream(place: slice) -> Iterator[tuple[slice, slice, Tensor]]:
+        some = heads[place]
+        hidden = peak.new_zeros(len(some), call.n_keys).masked_fill_(~(seen[place] if len(seen) > 1 else seen), NEVER)
+        tiles = products.Products(call, batch, some, torch.zeros_like(peak[place]), hidden)
+        room = torch.empty(len(some) * height * width, dtype=call.exact, device=device)
+        for band, cols in products.strips(products.bands(tiles.ends, rows, height), range(call.n_keys), width):
+            shape = (len(some), band.rows.stop - band.rows.start, cols.stop - cols.start)
+            logs = room[: math.prod(shape)].view(shape)
+            tiles.logarithms(band.rows, cols, logs)
+            tiles.hide(logs, band, cols, NEVER)
+            yield place, band.rows, logs
+
+    def add(tile: tuple[slice, slice, Tensor]) -> None:
+        *here, logs = tile
+        before, sums = peak[*here], total[*here]
+        highest = torch.maximum(before, logs.amax(-1))
+        sums.mul_((before - highest).exp2_()).add_(logs.sub_(highest[..., None]).exp2_().sum(-1))
+        before.copy_(highest)
+
+    with full_precision():
+        workers.drain([stream(slice(h, min(h + n_heads, len(heads)))) for h in range(0, len(heads), n_heads)], add)
+    nowhere = peak < NEVER / 2
+    if call.rule.bias is not None and bool(nowhere.any()):
+        return None  # a bias as low as numbers go hides nothing where there is nothing else
+    lse = ((peak + total.log2()) / LOG2E).masked_fill(nowhere, -torch.inf)
+    if call.sinks is not None:
+        sinks = call.sinks[batch if len(call.sinks) > 1 else 0].to(lse)
+        lse = torch.logaddexp(lse, sinks.expand_as(lse))
+    return _one_number(lse)
+
+
 def _normalise(call: Call, batch: int) -> tuple[Tensor, Tensor]:
+    """Return the highest score of every row and the log-sum-exp of what each is below it, row by row."""
     peak = torch.zeros(len(call.heads), call.n_queries, dtype=call.exact, device=call.q.device)
     rest = torch.zeros_like(peak)
     cols = torch.arange(call.n_keys, device=call.q.device)

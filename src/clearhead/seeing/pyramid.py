@@ -80,16 +80,19 @@ def pooled(
         cols=range(col_cuts[0], col_cuts[-1]),
         steps=(_step(row_cuts), _step(col_cuts)),
     )
-    by_row = _Blocks(row_cuts, RUN, found)
-    by_col = _Blocks(col_cuts, 4 * RUN, found)
-    for tile in tiles.sweep(call, batch, heads, part):
-        i, rows = by_row.pool(tile.weights, tile.rows, mode)
-        j, both = by_col.pool(rows.mT, tile.cols, mode)
+    by_row = _Blocks(row_cuts, RUN, mode, found)
+    by_col = _Blocks(col_cuts, 4 * RUN, mode, found)
+
+    def add(tile: tiles.Tile) -> None:
+        i, rows = by_row.pool(tile.weights, tile.rows)
+        j, both = by_col.pool(rows.mT, tile.cols)
         here = found[tile.heads, i : i + both.shape[2], j : j + both.shape[1]]
         if mode == "sum":
             here += both.mT
         else:
             torch.maximum(here, both.mT, out=here)
+
+    tiles.each(call, batch, heads, add, part)
     return found
 
 
@@ -157,44 +160,62 @@ def _step(places: Sequence[int]) -> int:
     return lengths.pop() if len(lengths) == 1 and 0 not in lengths else 1
 
 
+@dataclass(frozen=True, eq=False)
+class _Met:
+    """The blocks that a stretch of positions meets, from `first` on, and how to pool it.
+
+    height:  positions of each, where each has as many; else 0, and one of the two below says it.
+    members: for every few blocks the positions that they take, and which position lies in which, as ones.
+    rows:    the positions of every block (block x longest), the last of a shorter one said again.
+    empty:   which blocks have none.
+    """
+
+    first: int
+    n_blocks: int
+    height: int
+    members: list[tuple[slice, Tensor]] | None = None
+    rows: Tensor | None = None
+    empty: Tensor | None = None
+
+
 class _Blocks:
     """The blocks along one axis, and how to pool a stretch of positions into those that it meets."""
 
-    def __init__(self, places: Sequence[int], run: int, like: Tensor) -> None:
-        self.places, self.run, self.dtype, self.device = places, run, like.dtype, like.device
-        self.plans: dict[tuple[int, int], list[tuple[slice, Tensor]]] = {}
+    def __init__(self, places: Sequence[int], run: int, mode: Mode, like: Tensor) -> None:
+        self.places, self.run, self.mode, self.dtype, self.device = places, run, mode, like.dtype, like.device
+        self.known: dict[tuple[int, int], _Met] = {}
 
-    def pool(self, x: Tensor, here: slice, mode: Mode) -> tuple[int, Tensor]:
+    def pool(self, x: Tensor, here: slice) -> tuple[int, Tensor]:
         """Return the first block met, and of x (heads, positions, any) the sum or maximum over each block's part."""
+        met = self.known.get((here.start, here.stop))
+        if met is None:
+            met = self.known[here.start, here.stop] = self.meet(here)
+        if met.height:
+            x = x.reshape(len(x), met.n_blocks, met.height, -1)
+            return met.first, x.sum(2) if self.mode == "sum" else x.amax(2)
+        if met.members is None:
+            assert met.rows is not None and met.empty is not None
+            return met.first, x[:, met.rows].amax(2).masked_fill_(met.empty, 0)
+        with maps.full_precision():
+            return met.first, torch.cat([member @ x[:, part] for part, member in met.members], 1)
+
+    def meet(self, here: slice) -> _Met:
+        """Return the blocks that positions `here` meet."""
         first = bisect.bisect_right(self.places, here.start) - 1
         last = bisect.bisect_left(self.places, here.stop)
         met = [min(max(place, here.start), here.stop) - here.start for place in self.places[first : last + 1]]
-        if (height := _step(met)) * (len(met) - 1) == met[-1]:
-            x = x.reshape(len(x), -1, height, x.shape[2])
-            return first, x.sum(2) if mode == "sum" else x.amax(2)
-        key = here.start, here.stop
-        if key not in self.plans:
-            self.plans[key] = self.plan(met) if mode == "sum" else [(slice(0), self.rows_of(met))]
-        if mode == "max":
-            (_, rows), blocks = self.plans[key][0], torch.tensor(met, device=self.device)
-            most = x[:, rows].amax(2)
-            return first, most.masked_fill_((blocks[1:] == blocks[:-1])[:, None], 0)
-        with maps.full_precision():
-            return first, torch.cat([member @ x[:, part] for part, member in self.plans[key]], 1)
-
-    def plan(self, met: list[int]) -> list[tuple[slice, Tensor]]:
-        """Return for every `run` blocks the positions that they take, and which position lies in which, as ones."""
-        found = []
-        for i in range(0, len(met) - 1, self.run):
-            ends = torch.tensor(met[i : i + self.run + 1], device=self.device)
-            places = torch.arange(met[i], int(ends[-1]), device=self.device)
-            member = (places >= ends[:-1, None]) & (places < ends[1:, None])
-            found.append((slice(met[i], int(ends[-1])), member.to(self.dtype)))
-        return found
-
-    def rows_of(self, met: list[int]) -> Tensor:
-        """Return the positions of every block (block x longest), the last of a shorter one said again."""
-        ends = torch.tensor(met, device=self.device)
-        longest = int((ends[1:] - ends[:-1]).max())
-        places = ends[:-1, None] + torch.arange(longest, device=self.device)
-        return torch.minimum(places, ends[1:, None] - 1).clamp(min=0)
+        ends, n_blocks = torch.tensor(met, device=self.device), len(met) - 1
+        if (height := _step(met)) * n_blocks == met[-1]:
+            return _Met(first, n_blocks, height)
+        if self.mode == "max":
+            longest = int((ends[1:] - ends[:-1]).max())
+            rows = ends[:-1, None] + torch.arange(longest, device=self.device)
+            rows = torch.minimum(rows, ends[1:, None] - 1).clamp(min=0)
+            return _Met(first, n_blocks, 0, rows=rows, empty=(ends[1:] == ends[:-1])[:, None])
+        members = []
+        for i in range(0, n_blocks, self.run):
+            stops = ends[i : i + self.run + 1]
+            places = torch.arange(met[i], int(stops[-1]), device=self.device)
+            member = (places >= stops[:-1, None]) & (places < stops[1:, None])
+            members.append((slice(met[i], int(stops[-1])), member.to(self.dtype)))
+        return _Met(first, n_blocks, 0, members)

@@ -42,8 +42,11 @@ class Sink:
 def entropy(call: Call, batch: int, heads: Sequence[int]) -> Float[Tensor, "heads query"]:
     """Return the entropy of every row in nats: 0 looks at one key, log n at n keys alike."""
     found = torch.zeros(len(heads), call.n_queries, dtype=call.exact, device=call.q.device)
-    for tile in tiles.sweep(call, batch, heads, logs=True):
+
+    def add(tile: tiles.Tile) -> None:
         found[tile.heads, tile.rows] -= surprise(tile)
+
+    tiles.each(call, batch, heads, add, logs=True)
     return found.clamp_(min=0)
 
 
@@ -61,14 +64,14 @@ def received(
     A head's masses sum to its number of queries, less what goes to sinks of the model's own.
     """
     found = torch.zeros(len(heads), call.n_keys, dtype=call.exact, device=call.q.device)
-    for tile in tiles.sweep(call, batch, heads):
-        if counts is None:
-            found[tile.heads, tile.cols] += tile.weights.sum(1)
-        else:
-            some = counts[tile.heads] if len(counts) > 1 else counts
-            rows = some[:, None, tile.rows].expand(len(tile.weights), -1, -1)
-            with maps.full_precision():
-                found[tile.heads, tile.cols] += (rows @ tile.weights)[:, 0]
+    counts = found.new_ones(1, call.n_queries) if counts is None else counts
+    counts = counts.expand(len(heads), -1)
+
+    def add(tile: tiles.Tile) -> None:
+        with maps.full_precision():
+            found[tile.heads, tile.cols] += torch.bmm(counts[tile.heads, None, tile.rows], tile.weights)[:, 0]
+
+    tiles.each(call, batch, heads, add)
     return found
 
 
@@ -104,33 +107,53 @@ def strongest(
     `apart` leaves out links between positions nearer than that; `without` leaves out keys, such as sinks; only
     queries in `counted` count. Memory is that of one tile and of the answer.
     """
+    if count < 1:
+        return []
     device, part = call.q.device, tiles.Part(counted=counted)
-    best = torch.zeros(0, dtype=call.exact, device=device)
-    places = torch.zeros(0, 3, dtype=torch.long, device=device)
-    hidden = torch.zeros(call.n_keys, dtype=torch.bool, device=device)
-    hidden[list(without)] = True
-    for tile in tiles.sweep(call, batch, heads, part) if count > 0 else ():
+    kept = torch.ones(call.n_keys, dtype=call.exact, device=device)
+    kept[list(without)] = 0
+    lists: dict[int, _Largest] = {}
+
+    def add(tile: tiles.Tile) -> None:
         weights = tile.weights
         if without:
-            weights.masked_fill_(hidden[tile.cols], 0)
+            weights.mul_(kept[tile.cols])
         if apart:
             stands = call.stands[tile.rows]
             if int(stands[0]) - apart < tile.cols.stop and int(stands[-1]) + apart > tile.cols.start:
                 keys = torch.arange(tile.cols.start, tile.cols.stop, device=device)
                 weights.masked_fill_((keys - stands[:, None]).abs() < apart, 0)
-        least = float(best[-1]) if len(best) == count else 0.0
-        if not float(weights.amax()) > least:
-            continue
-        flat = weights.flatten()
+        lists.setdefault(tile.heads.start, _Largest(count, weights)).add(tile)
+
+    tiles.each(call, batch, heads, add, part)
+    some = [lists[head] for head in sorted(lists)]  # the same list whichever head was done first
+    if not some:
+        return []
+    best, order = torch.cat([one.weights for one in some]).sort(descending=True, stable=True)
+    places = torch.cat([one.places for one in some])[order[:count]]
+    return [(h, row, key, weight) for (h, row, key), weight in zip(places.tolist(), best[:count].tolist())]
+
+
+class _Largest:
+    """The largest weights of tiles that come one by one, and where they were: (head, row, key)."""
+
+    def __init__(self, count: int, like: Tensor) -> None:
+        self.count, self.weights = count, like.new_zeros(0)
+        self.places = torch.zeros(0, 3, dtype=torch.long, device=like.device)
+
+    def add(self, tile: tiles.Tile) -> None:
+        """Take over what is larger than the least of a full list."""
+        least = float(self.weights[-1]) if len(self.weights) == self.count else 0.0
+        if not float(tile.weights.amax()) > least:
+            return
+        flat, (rows, cols) = tile.weights.flatten(), tile.weights.shape[1:]
         over = (flat > least).nonzero()[:, 0]
-        if len(over) > count:
-            over = over[flat[over].topk(count).indices]
-        rows, cols = weights.shape[1:]
+        if len(over) > self.count:
+            over = over[flat[over].topk(self.count).indices]
         found = torch.stack([over // (rows * cols), over // cols % rows, over % cols], 1)
-        found += torch.tensor([tile.heads.start, tile.rows.start, tile.cols.start], device=device)
-        best, order = torch.cat([best, flat[over]]).sort(descending=True, stable=True)
-        best, places = best[:count], torch.cat([places, found])[order[:count]]
-    return [(h, row, key, weight) for (h, row, key), weight in zip(places.tolist(), best.tolist())]
+        found += found.new_tensor([tile.heads.start, tile.rows.start, tile.cols.start])
+        best, order = torch.cat([self.weights, flat[over]]).sort(descending=True, stable=True)
+        self.weights, self.places = best[: self.count], torch.cat([self.places, found])[order[: self.count]]
 
 
 def sinks(
