@@ -5,16 +5,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from dense import call, rules
 from torch import Tensor
 
-from clearhead.seeing import Call, habits, maps, pyramid, statistics, tiles, workers
+from clearhead.seeing import habits, maps, pyramid, statistics, tiles, workers
+from clearhead.seeing.call import Call
 from clearhead.seeing.products import full_precision
+from seeing.dense import call, rules
 
 HEADS = range(4)
 ASKED: dict[str, Callable[[Call], object]] = {
-    "overview": lambda one: pyramid.pooled(one, 0, HEADS, *[pyramid.edges(300, 7)] * 2),
-    "largest": lambda one: pyramid.pooled(one, 0, HEADS, *[pyramid.edges(300, 7)] * 2, mode="max"),
+    "overview": lambda one: pyramid.pooled(one, 0, HEADS, *[pyramid.edges(120, 7)] * 2),
+    "largest": lambda one: pyramid.pooled(one, 0, HEADS, *[pyramid.edges(120, 7)] * 2, mode="max"),
     "entropy": lambda one: statistics.entropy(one, 0, HEADS),
     "received": lambda one: statistics.received(one, 0, HEADS),
     "strongest": lambda one: statistics.strongest(one, 0, HEADS, 40, apart=1, without=[3]),
@@ -43,7 +44,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("kind", ["none", "padding left", "bits"])
 def test_numbers_are_the_same_by_one_thread_and_by_three(asked: str, kind: str, threads: set[int]) -> None:
-    one = call(rules(300, 300)[kind], 300, 300)
+    one = call(rules(120, 120)[kind], 120, 120)
     have = ASKED[asked](one)
     assert torch.get_num_threads() == 3
     torch.set_num_threads(1)

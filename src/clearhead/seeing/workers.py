@@ -1,8 +1,8 @@
 """Several streams of tiles at once on a CPU, each by one thread from its first tile to its last.
 
-A tile is too small to be shared: torch hands every product, every exponential and every sum of it out to its threads and
-waits for all of them, a thousand times a layer. Whole heads are shared instead, one thread computing all of a head's
-tiles alone. Torch releases Python's lock while it computes. Next: `tiles.py`, whose `each` goes through heads so.
+A tile is too small to be shared: torch would hand each product, exponential and sum of it out to its threads and wait
+for them all, a thousand times a layer. Whole heads are shared instead, one thread computing all tiles of a head. Torch
+releases Python's lock while it computes. Next: `tiles.py`, whose `each` goes through heads so.
 """
 
 import queue
@@ -32,8 +32,8 @@ def drain(streams: Sequence[Iterator[Item]], do: Callable[[Item], None]) -> None
                 do(item)
         return
     waiting: queue.SimpleQueue[Iterator[Item] | None] = queue.SimpleQueue()
-    for stream in (*streams, *[None] * n_workers):
-        waiting.put(stream)
+    for each in (*streams, *[None] * n_workers):
+        waiting.put(each)
     raised: list[BaseException] = []
 
     def work() -> None:
