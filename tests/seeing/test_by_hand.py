@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clearhead.seeing import watch
+from clearhead.seeing import edit, watch
 
 FORBIDDEN = torch.ones(6, 6).triu(1).bool()
 ALIKE = torch.Generator().manual_seed(0)  # made once, before any test is seeded
@@ -91,6 +91,44 @@ def test_what_cannot_be_told_exactly_is_refused_with_the_reason(way: str) -> Non
         model(*given)
     assert len(seen.unseen) == 1
     assert reason in seen.unseen[0].reason
+
+
+TURNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transpose": lambda w: w.transpose(-2, -1),
+    "mT": lambda w: w.mT,
+    "permute": lambda w: w.permute(0, 1, 3, 2).contiguous(),
+    "twice": lambda w: torch.swapaxes(w.mT.double().float().mT, 2, 3),
+}
+
+
+class ValuesFirst(nn.Module):
+    """Attention in pictures: channels before places, and so the weights behind the values."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.turn, self.weights = turn, torch.empty(0)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.weights = (q @ k.mT / 4).softmax(-1)
+        return (v.mT @ self.turn(self.weights)).view(2, -1, q.shape[2])
+
+
+@pytest.mark.parametrize("n", [6, 1])
+@pytest.mark.parametrize("turn", TURNS)
+def test_weights_that_were_turned_are_followed_behind_the_values(turn: str, n: int) -> None:
+    model, given = ValuesFirst(TURNS[turn]), [x[:, :, :n] for x in inputs()]
+    blind = model(*given)
+    with watch(model, values=True, outputs=True) as seen:
+        assert torch.equal(model(*given), blind)
+    assert seen.unseen == () and (seen.layers[0].batch, seen.layers[0].n_heads) == (2, 4)
+    assert seen.map(0, 3, batch=1) == pytest.approx(model.weights[1, 3].detach(), abs=5e-6)
+    assert torch.equal(seen.call(0).v, given[2].detach())
+    assert seen.output(0, 3, batch=1) == pytest.approx((model.weights @ given[2])[1, 3].detach(), abs=5e-6)
+    with edit(model) as change:
+        change.switch_off(0, 2, batch=1)
+        out = model(*given)
+    assert out[1, 32:48].abs().sum() == 0 and torch.equal(out[0], blind[0])
+    assert torch.equal(out[1, :32], blind[1, :32])
 
 
 def test_operands_by_name_do_not_disturb_the_model() -> None:

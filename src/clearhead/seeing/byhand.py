@@ -16,35 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.seeing.einsum import product_of, values_of
 from clearhead.seeing.scores import CannotFollow, Scores, differs
-
-NAMES = {
-    "product": "matmul bmm mm __matmul__ baddbmm einsum",
-    "times": "mul mul_ multiply __mul__ __rmul__ __imul__",
-    "over": "div div_ divide true_divide __truediv__ __itruediv__",
-    "plus": "add add_ __add__ __radd__ __iadd__",
-    "minus": "sub sub_ subtract __sub__ __isub__",
-    "cap": "tanh tanh_",
-    "floor": "maximum max clamp clamp_ clamp_min clamp_min_",
-    "hide": "masked_fill masked_fill_ where __setitem__",
-    "join": "cat concat concatenate",
-    "shape": "view reshape unsqueeze squeeze flatten unflatten view_as reshape_as expand expand_as __getitem__",
-    "cast": "to float double half bfloat16 type type_as contiguous clone",
-    "softmax": "softmax softmax_",
-    "dropout": "dropout dropout_ feature_dropout",
-}
-PLACES = (torch, torch.Tensor, F, torch.special)
-WHAT: dict[Callable[..., Any], str] = {
-    getattr(place, name): what
-    for what, names in NAMES.items()
-    for name in names.split()
-    for place in PLACES
-    if hasattr(place, name)
-}
+from clearhead.seeing.vocabulary import WHAT, turns
 
 
 @dataclass(eq=False)
@@ -54,6 +30,16 @@ class Weights:
     scores: Scores
     dropout: float = 0.0
     told: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """Weights as (key, query), for values that come first, as (d, key)."""
+
+    weights: Weights
+
+
+State = Scores | Weights | Turned
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,7 @@ class ByHand:
 
     def __init__(self, found: Callable[[Found], Tensor | None], lost: Callable[[str], None]) -> None:
         self.found, self.lost = found, lost
-        self.known: dict[int, tuple[weakref.ref[Tensor], Scores | Weights]] = {}
+        self.known: dict[int, tuple[weakref.ref[Tensor], State]] = {}
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run one of torch's functions, and know what its result is made of."""
@@ -94,12 +80,12 @@ class ByHand:
         what: str | None,
         args: Sequence[Any],
         kwargs: dict[str, Any],
-        state: Scores | Weights | None,
+        state: State | None,
         out: Any,
     ) -> Any:
         """Return `out`, or what the report answered in its place, having noted what it is made of."""
-        if isinstance(state, Weights) and what == "product":
-            return self.arrived(func, args, kwargs, state, out)
+        if isinstance(state, Weights | Turned) and what == "product":
+            return self.arrived(func, args, state, out)
         changed = args[0] if what == "hide" and out is None else out  # scores[mask] = -inf returns nothing
         if not isinstance(changed, Tensor) or changed.ndim < 2 or not changed.is_floating_point():
             return out
@@ -117,10 +103,14 @@ class ByHand:
         what: str | None,
         args: Sequence[Any],
         kwargs: dict[str, Any],
-        state: Scores | Weights | None,
+        state: State | None,
         out: Tensor,
-    ) -> Scores | Weights | None:
+    ) -> State | None:
         """Return what `out` is made of, None if that is nothing to follow; raises CannotFollow."""
+        if isinstance(state, Weights | Turned) and turns(func, args, out):
+            return Turned(state) if isinstance(state, Weights) else state.weights
+        if isinstance(state, Turned):
+            return state if what == "cast" else None
         if isinstance(state, Weights):
             return _passed_on(what, args, kwargs, state, out)
         if state is None:
@@ -145,46 +135,45 @@ class ByHand:
             reason = str(error)
         return Weights(scores if reason is None else scores.failed(reason))
 
-    def arrived(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], weights: Weights, out: Tensor
-    ) -> Tensor:
+    def arrived(self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned, out: Tensor) -> Tensor:
         """Weights have met the values: tell, once."""
+        weights = state.weights if isinstance(state, Turned) else state
         if weights.told:
             return out
         try:
-            met = self.met(func, args, weights, out)
-        except (IndexError, RuntimeError):  # operands by name, or axes unlike any known
+            met = self.met(func, args, state, out)
+        except (IndexError, RuntimeError, ValueError):  # operands by name, or axes unlike any known
             met = None
         if met is None:
             return out
-        first = args[1] if func is torch.einsum else args[0]
+        v, laid_out, back = met
         weights.told, scores = True, weights.scores
         weights.scores = scores.emptied()  # the model may return its weights: they keep nothing of this alive
-        if scores.broken is None and scores.sinks and first.shape[-1] != scores.n_keys:
+        if scores.broken is None and scores.sinks and v.shape[-2] != scores.n_keys:
             scores = scores.failed("columns were appended to its scores, and their weights used")
         if scores.broken is not None:
             self.lost(f"attention by hand that cannot be told exactly: {scores.broken}")
             return out
-        v, laid_out, back = met
         edited = self.found(Found(scores, weights.dropout, v, laid_out, back))
         return out if edited is None else back(edited)
 
     def met(
-        self, func: Callable[..., Any], args: Sequence[Any], weights: Weights, out: Tensor
+        self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned, out: Tensor
     ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]] | None:
         """Return values, output and the way back into its layout; None where weights did not multiply values."""
         if func is torch.einsum:
-            return values_of(args, out, lambda x: self.state(x) is weights)
-        if self.state(args[0]) is weights and isinstance(args[1], Tensor) and args[1].ndim > 1:
-            return args[1], out, lambda x: x
-        return None  # the weights came second, as in a product of weights with weights
+            return values_of(args, out, lambda x: self.state(x) is state) if isinstance(state, Weights) else None
+        w, v = args if isinstance(state, Weights) else reversed(args)
+        if self.state(w) is not state or not isinstance(v, Tensor) or v.ndim < 2:
+            return None  # weights on the wrong side of values, as in a product of weights with weights
+        return (v, out, lambda x: x) if isinstance(state, Weights) else (v.mT, out.mT, lambda x: x.mT)
 
-    def state(self, x: Any) -> Scores | Weights | None:
+    def state(self, x: Any) -> State | None:
         """Return what is known of `x`."""
         entry = self.known.get(id(x))
         return entry[1] if entry is not None and entry[0]() is x else None
 
-    def keep(self, x: Tensor, state: Scores | Weights) -> None:
+    def keep(self, x: Tensor, state: State) -> None:
         """Know `x` for as long as the model holds it."""
         key, known = id(x), self.known
 
@@ -282,9 +271,7 @@ def _passed_on(
     return Weights(weights.scores.failed("its weights were changed between the softmax and the values"))
 
 
-def _broken(
-    state: Scores | Weights | None, func: Callable[..., Any], out: Tensor, error: Exception
-) -> Scores | Weights | None:
+def _broken(state: State | None, func: Callable[..., Any], out: Tensor, error: Exception) -> Scores | None:
     """Return what to know of scores that cannot be followed further: why."""
     if not isinstance(state, Scores) or out.shape[-2:] != (state.n_queries, state.n_columns):
         return None

@@ -1,0 +1,46 @@
+"""What torch's functions do to scores, as far as anybody is known to do it to scores. Next: `byhand.py`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMES = {
+    "product": "matmul bmm mm __matmul__ baddbmm einsum",
+    "times": "mul mul_ multiply __mul__ __rmul__ __imul__",
+    "over": "div div_ divide true_divide __truediv__ __itruediv__",
+    "plus": "add add_ __add__ __radd__ __iadd__",
+    "minus": "sub sub_ subtract __sub__ __isub__",
+    "cap": "tanh tanh_",
+    "floor": "maximum max clamp clamp_ clamp_min clamp_min_",
+    "hide": "masked_fill masked_fill_ where __setitem__",
+    "join": "cat concat concatenate",
+    "shape": "view reshape unsqueeze squeeze flatten unflatten view_as reshape_as expand expand_as __getitem__",
+    "cast": "to float double half bfloat16 type type_as contiguous clone",
+    "softmax": "softmax softmax_",
+    "dropout": "dropout dropout_ feature_dropout",
+}
+PLACES = (torch, torch.Tensor, F, torch.special)
+WHAT: dict[Callable[..., Any], str] = {
+    getattr(place, name): what
+    for what, names in NAMES.items()
+    for name in names.split()
+    for place in PLACES
+    if hasattr(place, name)
+}
+TURNS = {
+    getattr(place, name)
+    for name in "transpose swapaxes swapdims permute movedim moveaxis t adjoint".split()
+    for place in PLACES
+    if hasattr(place, name)
+} | {Tensor.mT.__get__, Tensor.T.__get__}  # type: ignore[attr-defined]
+
+
+def turns(func: Callable[..., Any], args: Sequence[Any], out: Tensor) -> bool:
+    """Say whether a function that gave `out` changed the last two axes for each other, and nothing else."""
+    if func not in TURNS or not args or not isinstance(args[0], Tensor) or args[0].ndim < 2:
+        return False
+    x = args[0].mT
+    return out.shape == x.shape and out.stride() == x.stride() and out.data_ptr() == x.data_ptr()
