@@ -1,12 +1,13 @@
 """Opening a checkpoint of 500 MB: seconds and memory against reading the file, and against transformers.
 
-    python bench/load.py [--rounds 5] [--text novels]
+    python bench/load.py [--rounds 5] [--text novels FOLDER ...]
 
 A Llama of 124 M parameters in float32, random weights, in one file and in four shards; and GPT-2 124M, whose linear
-layers are stored transposed and have to be turned. Every run is a new process; its clock starts when everything is
-imported and stops when every page of every weight has been looked at, as a map of a file costs nothing until then.
-Memory is what the process held at most, less what it held before. Then, with --text, process start to first
-token: a shipped default or a folder with a tokenizer, on the command line here and by transformers there.
+layers are stored transposed and have to be turned, unless the model is frozen. Every run is a new process; its clock
+starts when everything is imported and what that left to Python's garbage collector is collected, and stops when every
+page of every weight has been looked at, as a map of a file costs nothing until then. Memory is what the process held
+at most, less what it held before. Then, for every --text, process start to first token: a shipped default or a folder
+with a tokenizer, on the command line here and by transformers there.
 """
 
 import argparse
@@ -21,28 +22,40 @@ from measure import machine, peer, ratios, spawned
 from clearhead.checkpoints import find
 
 READING = "reading the file"
-KINDS = (("Llama", "one file", "5GB"), ("Llama", "four shards", "140MB"), ("GPT-2", "one file", "5GB"))
+KINDS = (
+    ("Llama", "one file", "5GB"),
+    ("Llama", "four shards", "140MB"),
+    ("GPT-2", "one file", "5GB"),
+    ("GPT-2", "four shards", "140MB"),
+)
 CLOCK = """
-import resource, sys, time
+import gc, resource, sys, time
 def held(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 {imports}
+gc.collect()
 before, start = held(), time.perf_counter()
 {open}
 print("MEASURED", time.perf_counter() - start, held() - before)
 """
-LOOK = "sum(float(p.detach().flatten()[::1024].sum()) for p in model.parameters())"
+LOOK = """
+for p in model.parameters():
+    rows = p.detach() if p.stride(-1) == 1 else p.detach().T
+    float(rows[..., ::512].sum())
+"""
 READ = """
 import glob
 for path in glob.glob({folder!r} + "/*.safetensors"):
     with open(path, "rb") as file:
         while file.read(1 << 24): pass
 """
+OURS = "import torch, clearhead, clearhead.checkpoints"
 WAYS = {
     READING: ("import torch", READ),
-    "clearhead.load": ("import torch, clearhead, clearhead.checkpoints", "model = clearhead.load({folder!r})\n" + LOOK),
+    "clearhead.load": (OURS, "model = clearhead.load({folder!r})" + LOOK),
+    "the same, frozen": (OURS, "model = clearhead.load({folder!r}, frozen=True)" + LOOK),
     "transformers": (
         "import torch, transformers; transformers.GPT2LMHeadModel; transformers.LlamaForCausalLM",
-        "model = transformers.AutoModelForCausalLM.from_pretrained({folder!r})\n" + LOOK,
+        "model = transformers.AutoModelForCausalLM.from_pretrained({folder!r})" + LOOK,
     ),
 }
 FIRST = """
@@ -57,7 +70,7 @@ print(tokenizer.decode(model.generate(input_ids=given.input_ids, max_new_tokens=
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--text", default="novels", help="a default or a folder that writes text; '' leaves it out")
+    parser.add_argument("--text", nargs="*", default=["novels"], help="defaults or folders that write text")
     asked = parser.parse_args()
     print(machine())
     theirs = peer("transformers", "transformers")
@@ -69,11 +82,11 @@ def main() -> None:
             if theirs is None:
                 del ways["transformers"]
             table(f"{kind}, 500 MB in {shards}", ways, READING, asked.rounds)
-    if asked.text:
-        place = str(find(asked.text))
+    for text in asked.text:
+        place = str(find(text))
         ours = ["-m", "clearhead.cli", "generate", "It was a dark", "--max-new-tokens", "1", "--model", place]
         ways = {"clearhead generate": ours} | ({"transformers": ["-c", FIRST.format(folder=place)]} if theirs else {})
-        table(f"process start to first token of {asked.text}", ways, list(ways)[-1], asked.rounds)
+        table(f"process start to first token of {text}", ways, list(ways)[-1], asked.rounds)
 
 
 def publish(kind: str, folder: str, shard_size: str) -> None:

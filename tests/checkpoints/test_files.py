@@ -1,5 +1,6 @@
 """Checkpoint folders: found by name, read with suspicion, written all or not at all."""
 
+import gc
 import json
 import os
 import pickle
@@ -155,6 +156,34 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     model = load(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.training and all(p.requires_grad and not p.is_meta for p in model.parameters())
+
+
+def test_loading_collects_no_garbage_and_puts_the_collector_back(tmp_path: Path) -> None:
+    # One collection looks at all that importing torch left, three times as long as it takes to open 500 MB.
+    make("BertModel").save_pretrained(tmp_path)
+    collections: list[str] = []
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        collections.append(phase)
+
+    every = gc.get_threshold()
+    gc.callbacks.append(count)
+    try:
+        gc.set_threshold(10)
+        load(tmp_path)
+        during = len(collections)
+        assert gc.isenabled()
+        with pytest.raises(CheckpointError):
+            load(tmp_path / "nothing")
+        assert gc.isenabled()
+        gc.disable()
+        load(tmp_path)
+        assert not gc.isenabled()
+    finally:
+        gc.callbacks.remove(count)
+        gc.set_threshold(*every)
+        gc.enable()
+    assert during <= 4  # a start and a stop, before loading and after it
 
 
 def test_training_what_was_loaded_leaves_the_file_alone(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class Source(Protocol):
 def read_tensors(
     table: Table, source: Source, like: Mapping[str, Tensor], n_layers: Depths
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of ours, by name, from `source`.
+    """Yield every tensor of ours, by name, as a view of what `source` reads; `kept` is what a model keeps of it.
 
     `like` holds the model's own tensors; only their shapes are looked at. Raises CheckpointError for a missing,
     unexpected, misshapen or quantised tensor; names and shapes are checked before the first number is read.
@@ -127,7 +127,7 @@ def read_tensors(
                 f"{source.file(name)}: tensor {name!r} holds {tensor.dtype}, expected floating-point numbers: "
                 f"quantised checkpoints are not read, look for the model it was made from"
             )
-        yield from zip(_names(rule), map(_kept, rule.op.read(tensor)), strict=True)
+        yield from zip(_names(rule), rule.op.read(tensor), strict=True)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
@@ -135,10 +135,15 @@ def _shape_of(tensor: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.int8).expand(tensor.shape)
 
 
-def _kept(part: Tensor) -> Tensor:
-    """Return `part` as a model keeps it: a large one stays in the file's map, a small one must not hold that open."""
-    small = part.numel() < 2**16
-    return part.clone(memory_format=torch.contiguous_format) if small else part.contiguous()
+def kept(part: Tensor, *, as_stored: bool = False) -> Tensor:
+    """Return `part` as a model keeps it: a large one stays in the file's map, a small one must not hold that open.
+
+    What a file stores turned is turned: fused optimisers reckon silently wrong on a view of columns, others refuse
+    it. `as_stored` leaves large ones as views, for a model that is not trained.
+    """
+    if part.numel() < 2**16:
+        return part.clone(memory_format=torch.contiguous_format)
+    return part if as_stored else part.contiguous()
 
 
 def write_tensors(table: Table, tensors: Mapping[str, Tensor], n_layers: Depths) -> dict[str, Tensor]:

@@ -46,7 +46,7 @@ def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
             f"on the Hugging Face hub (organisation/model), of {EXPECTED[verb]}"
         )
     folder = find(name)
-    model = load(folder)
+    model = load(folder, frozen=True)  # no command here trains it
     if verb not in (fits := verbs_for(model)):
         others = f"It is for {' and '.join(filter(None, (', '.join(fits[:-1]), fits[-1])))}"
         raise InputError(

@@ -214,7 +214,8 @@ def obstacle(model: nn.Module, dtype: torch.dtype) -> str | None:
 def joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Return the weights and biases of several linear layers as those of one; zeros for a bias that is missing."""
     weights = [layer.weight.detach() for layer in layers]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # which is laid out anew anyway: no copy of 340 MB
     if all(layer.bias is None for layer in layers):
-        return torch.cat(weights), None
+        return weight, None
     biases = [w.new_zeros(len(w)) if each.bias is None else each.bias.detach() for each, w in zip(layers, weights)]
-    return torch.cat(weights), torch.cat(biases)
+    return weight, torch.cat(biases)
