@@ -57,7 +57,7 @@ HOLES = torch.tensor([1, 1, 0, 1, 1, 1, 0, 0, 1]).bool()
         ((ROW < PADDED) & (COL < PADDED), {"spans": (2, 1, 9, 2)}),
         (HOLES.expand(2, 1, 1, 9), {"allowed": (1, 1, 1, 9)}),
         (CAUSAL & HOLES, {"reach": 0, "allowed": (1, 1, 1, 9)}),
-        ((COL >= ROW[:2] + 3) & HOLES, {"since": 3, "allowed": (1, 1, 1, 9)}),  # nobody sees the holes either way
+        ((ROW[:2] + 3 <= COL) & HOLES, {"since": 3, "allowed": (1, 1, 1, 9)}),  # nobody sees the holes either way
         (torch.zeros(9, 9).bool(), {"keys": (1, 2)}),
         ((ROW + COL) % 2 == 0, {"packed": (1, 1, 9, 2)}),
     ],

@@ -139,57 +139,53 @@ def _swept(
     `marks` are the first key and the separators.
     """
     names = ("entropy", "distance", "near", "sink", "separator")
-    rows = {name: torch.zeros_like(said) for name in names}
+    rows = said.new_zeros(len(names), *said.shape)
     got = torch.zeros(len(heads), call.n_keys, dtype=call.exact, device=call.q.device)
     distances = _Distances(call)
-    named = {"sink": marks[:1], "separator": marks[1:]}
 
     def add(tile: tiles.Tile) -> None:
-        here, cols = (tile.heads, tile.rows), tile.cols
-        rows["entropy"][here] -= statistics.surprise(tile)
-        distance, near = distances.of(tile)
-        rows["distance"][here] += distance
-        rows["near"][here] += near
-        for name, places in named.items():
+        cols, logs = tile.cols, tile.logs
+        assert logs is not None, "asked for with logs=True"
+        entropy, distance, near, *marked = rows[:, tile.heads, tile.rows]
+        entropy.sub_(logs.mul_(tile.weights).sum(-1), alpha=statistics.LN2)
+        distances.add(tile, distance, near)
+        for found, places in zip(marked, (marks[:1], marks[1:])):
             if met := [mark - cols.start for mark in places if cols.start <= mark < cols.stop]:
-                rows[name][here] += tile.weights[:, :, met].sum(-1)
-        with maps.full_precision():
-            got[tile.heads, cols] += torch.bmm(said[tile.heads, None, tile.rows], tile.weights)[:, 0]
+                found.add_(tile.weights[:, :, met].sum(-1))
+        got[tile.heads, cols] += torch.bmm(said[tile.heads, None, tile.rows], tile.weights)[:, 0]
 
     tiles.each(call, batch, heads, add, tiles.Part(counted=said.any(0)), logs=True)
-    return rows, got
+    return dict(zip(names, rows)), got
 
 
 class _Distances:
     """How far away a tile's weights lie from their queries: most of it from sums of whole rows."""
 
     def __init__(self, call: Call) -> None:
-        self.stands = call.stands
+        self.stands, self.at = call.stands, call.stands.tolist()
+        self.floats = self.stands.to(call.exact)
         self.places = torch.arange(call.n_keys, dtype=call.exact, device=call.q.device)
         self.near: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}  # a few, one for each kind of tile
 
-    def of(self, tile: tiles.Tile) -> tuple[Tensor, Tensor]:
-        """Return the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away.
+    def add(self, tile: tiles.Tile, distance: Tensor, near: Tensor) -> None:
+        """Add the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away.
 
         Left of all these queries |i - j| falls apart into i and -j, right of them into j and -i, both counted from the
         first of the keys. Only keys among the queries, and near them, take a table of distances.
         """
-        weights, stands = tile.weights, self.stands[tile.rows]
-        first, last = (int(stands[at]) - tile.cols.start for at in (0, -1))
-        left, right = (max(0, min(weights.shape[2], at)) for at in (first - NEAR, last + NEAR + 1))
-        distance, near = torch.zeros_like(weights[:, :, 0]), torch.zeros_like(weights[:, :, 0])
-        below = (stands - tile.cols.start).to(weights.dtype)
-        for sign, start, stop in ((1, 0, left), (-1, right, weights.shape[2])):
+        weights, rows, width = tile.weights, tile.rows, tile.weights.shape[2]
+        first, last = (self.at[at] - tile.cols.start for at in (rows.start, rows.stop - 1))
+        left, right = (max(0, min(width, at)) for at in (first - NEAR, last + NEAR + 1))
+        for sign, start, stop in ((1, 0, left), (-1, right, width)):
             if start < stop:
-                far = weights[:, :, start:stop]
-                with maps.full_precision():
-                    distance += sign * (far.sum(-1) * below - far @ self.places[start:stop])
+                far = weights if stop - start == width else weights[:, :, start:stop]
+                distance.addcmul_(far.sum(-1), self.floats[rows] - tile.cols.start, value=sign)
+                distance.sub_(far @ self.places[start:stop], alpha=sign)
         if left < right:
-            table, away = self.middle(stands, first - left, right - left, weights.dtype)
+            table, away = self.middle(self.stands[rows], first - left, right - left, weights.dtype)
             middle = weights[:, :, left:right]
-            near += (middle * table).sum(-1)
-            distance += (middle * away).sum(-1)
-        return distance, near
+            near.add_((middle * table).sum(-1))
+            distance.add_((middle * away).sum(-1))
 
     def middle(self, stands: Tensor, before: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return which of `width` keys are near each query, and how far from it each is.

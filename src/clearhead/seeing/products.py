@@ -141,10 +141,12 @@ class Products:
         self.k = k.mT
 
     def logarithms(self, rows: slice, cols: slice, out: Float[Tensor, "heads rows cols"]) -> None:
-        """Write the scores of these queries on these keys into `out`, finite; hidden is only what `added` hides."""
+        """Write the scores of these queries on these keys into `out`, finite; hidden is only what `added` hides.
+
+        To be called in `full_precision`, which a sweep enters once.
+        """
         bias = self.call.rule.bias
-        with full_precision():
-            torch.bmm(self.q[:, rows], self.k[:, :, cols], out=out)
+        torch.bmm(self.q[:, rows], self.k[:, :, cols], out=out)
         if self.call.softcap is not None:
             out.tanh_().mul_(self.call.softcap * LOG2E)
             out.sub_(self.subtracted[:, rows, None]).add_(self.added[:, None, cols])

@@ -30,6 +30,7 @@ Mode = Literal["sum", "max"]
 
 WIDEST = 512  # bytes of a query that the kernel can hold: 128 numbers in float32, 256 in bfloat16
 RUN = 16  # blocks summed by one product: every number is multiplied that often, so few
+LONG = 32  # keys of a block from which a sum along them costs less than one across queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +85,16 @@ def pooled(
     by_col = _Blocks(col_cuts, 4 * RUN, mode, found)
 
     def add(tile: tiles.Tile) -> None:
-        i, rows = by_row.pool(tile.weights, tile.rows)
-        j, both = by_col.pool(rows.mT, tile.cols)
-        here = found[tile.heads, i : i + both.shape[2], j : j + both.shape[1]]
-        if mode == "sum":
-            here += both.mT
+        rows, cols = by_row.met(tile.rows), by_col.met(tile.cols)
+        if cols.height >= LONG:
+            both = rows.pool(cols.pool_last(tile.weights))
         else:
-            torch.maximum(here, both.mT, out=here)
+            both = cols.pool(rows.pool(tile.weights).mT).mT
+        here = found[tile.heads, rows.first : rows.first + rows.n_blocks, cols.first : cols.first + cols.n_blocks]
+        if mode == "sum":
+            here.add_(both)
+        else:
+            torch.maximum(here, both, out=here)
 
     tiles.each(call, batch, heads, add, part)
     return found
@@ -170,6 +174,7 @@ class _Met:
     empty:   which blocks have none.
     """
 
+    mode: Mode
     first: int
     n_blocks: int
     height: int
@@ -177,45 +182,53 @@ class _Met:
     rows: Tensor | None = None
     empty: Tensor | None = None
 
+    def pool(self, x: Tensor) -> Tensor:
+        """Return of x (heads, positions, any) the sum or maximum over each block's part."""
+        if self.height:
+            x = x.reshape(len(x), self.n_blocks, self.height, -1)
+            return x.sum(2) if self.mode == "sum" else x.amax(2)
+        if self.members is not None:
+            return torch.cat([member @ x[:, part] for part, member in self.members], 1)
+        assert self.rows is not None and self.empty is not None
+        return x[:, self.rows].amax(2).masked_fill_(self.empty, 0)
+
+    def pool_last(self, x: Tensor) -> Tensor:
+        """Do the same to x (heads, any, positions), in blocks that have one height."""
+        x = x.view(*x.shape[:2], self.n_blocks, self.height)
+        return x.sum(3) if self.mode == "sum" else x.amax(3)
+
 
 class _Blocks:
-    """The blocks along one axis, and how to pool a stretch of positions into those that it meets."""
+    """The blocks along one axis."""
 
     def __init__(self, places: Sequence[int], run: int, mode: Mode, like: Tensor) -> None:
         self.places, self.run, self.mode, self.dtype, self.device = places, run, mode, like.dtype, like.device
         self.known: dict[tuple[int, int], _Met] = {}
 
-    def pool(self, x: Tensor, here: slice) -> tuple[int, Tensor]:
-        """Return the first block met, and of x (heads, positions, any) the sum or maximum over each block's part."""
-        met = self.known.get((here.start, here.stop))
-        if met is None:
-            met = self.known[here.start, here.stop] = self.meet(here)
-        if met.height:
-            x = x.reshape(len(x), met.n_blocks, met.height, -1)
-            return met.first, x.sum(2) if self.mode == "sum" else x.amax(2)
-        if met.members is None:
-            assert met.rows is not None and met.empty is not None
-            return met.first, x[:, met.rows].amax(2).masked_fill_(met.empty, 0)
-        with maps.full_precision():
-            return met.first, torch.cat([member @ x[:, part] for part, member in met.members], 1)
+    def met(self, here: slice) -> _Met:
+        """Return the blocks that positions `here` meet."""
+        known = self.known.get((here.start, here.stop))
+        if known is None:
+            known = self.known[here.start, here.stop] = self.meet(here)
+        return known
 
     def meet(self, here: slice) -> _Met:
-        """Return the blocks that positions `here` meet."""
+        """Find them."""
         first = bisect.bisect_right(self.places, here.start) - 1
         last = bisect.bisect_left(self.places, here.stop)
         met = [min(max(place, here.start), here.stop) - here.start for place in self.places[first : last + 1]]
         ends, n_blocks = torch.tensor(met, device=self.device), len(met) - 1
         if (height := _step(met)) * n_blocks == met[-1]:
-            return _Met(first, n_blocks, height)
+            return _Met(self.mode, first, n_blocks, height)
         if self.mode == "max":
             longest = int((ends[1:] - ends[:-1]).max())
             rows = ends[:-1, None] + torch.arange(longest, device=self.device)
             rows = torch.minimum(rows, ends[1:, None] - 1).clamp(min=0)
-            return _Met(first, n_blocks, 0, rows=rows, empty=(ends[1:] == ends[:-1])[:, None])
+            return _Met(self.mode, first, n_blocks, 0, rows=rows, empty=(ends[1:] == ends[:-1])[:, None])
         members = []
         for i in range(0, n_blocks, self.run):
             stops = ends[i : i + self.run + 1]
             places = torch.arange(met[i], int(stops[-1]), device=self.device)
             member = (places >= stops[:-1, None]) & (places < stops[1:, None])
             members.append((slice(met[i], int(stops[-1])), member.to(self.dtype)))
-        return _Met(first, n_blocks, 0, members)
+        return _Met(self.mode, first, n_blocks, 0, members)

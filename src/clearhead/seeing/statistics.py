@@ -68,8 +68,7 @@ def received(
     counts = counts.expand(len(heads), -1)
 
     def add(tile: tiles.Tile) -> None:
-        with maps.full_precision():
-            found[tile.heads, tile.cols] += torch.bmm(counts[tile.heads, None, tile.rows], tile.weights)[:, 0]
+        found[tile.heads, tile.cols] += torch.bmm(counts[tile.heads, None, tile.rows], tile.weights)[:, 0]
 
     tiles.each(call, batch, heads, add)
     return found

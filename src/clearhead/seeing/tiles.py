@@ -77,7 +77,12 @@ def part_of(
 def sweep(call: Call, batch: int, heads: Sequence[int], part: Part = WHOLE, *, logs: bool = False) -> Iterator[Tile]:
     """Go once through every weight of `heads` (rows of `call.q`) that is not hidden by the rule."""
     for stream in _streams(call, batch, heads, part, logs):
-        yield from stream
+        while True:
+            with maps.full_precision():  # while a tile is computed, not while the caller is at it
+                tile = next(stream, None)
+            if tile is None:
+                break
+            yield tile
 
 
 @torch.no_grad()
@@ -86,17 +91,18 @@ def each(
 ) -> None:
     """Call `do` with every tile of a sweep, on a CPU from several threads at once.
 
-    Tiles of one head come in order and from one thread, so `do` may write where only that head's numbers are.
+    Tiles of one head come in order and from one thread, so `do` may write where only that head's numbers are. It runs
+    in `full_precision`.
     """
     streams = _streams(call, batch, heads, part, logs)
     many = len(heads) * len(part.rows or range(call.n_queries)) * len(part.cols or range(call.n_keys)) >= MANY
-    if many and call.q.device.type == "cpu":
-        with maps.full_precision():  # once for all: tiles need not ask whether somebody else is at it
+    with maps.full_precision():
+        if many and call.q.device.type == "cpu":
             workers.drain(streams, do)
-        return
-    for stream in streams:
-        for tile in stream:
-            do(tile)
+            return
+        for stream in streams:
+            for tile in stream:
+                do(tile)
 
 
 def _streams(call: Call, batch: int, heads: Sequence[int], part: Part, logs: bool) -> list[Iterator[Tile]]:
@@ -115,12 +121,26 @@ def _streams(call: Call, batch: int, heads: Sequence[int], part: Part, logs: boo
     def stream(place: slice) -> Iterator[Tile]:
         some = heads[place]
         weights = _Weights(call, batch, some, part, place)
-        room = torch.empty((2 if logs else 1), len(some) * height * width, dtype=call.exact, device=call.q.device)
+        room = _Room(2 if logs else 1, len(some) * height * width, call)
         found = products.bands(sight.stretches(call, batch, some), rows, height) if bands is None else bands
         for band, there in products.strips(found, cols, width):
             yield Tile(place, band.rows, there, *weights.tile(band, there, room))
 
     return [stream(slice(first, min(first + n_heads, len(heads)))) for first in range(0, len(heads), n_heads)]
+
+
+class _Room:
+    """Where tiles are written, one over the other; the few shapes that they have are remembered."""
+
+    def __init__(self, n_tiles: int, size: int, call: Call) -> None:
+        self.rows = torch.empty(n_tiles, size, dtype=call.exact, device=call.q.device)
+        self.known: dict[tuple[int, int, int], list[Tensor]] = {}
+
+    def of(self, shape: tuple[int, int, int]) -> list[Tensor]:
+        """Return tiles of that shape, which the next ones overwrite."""
+        if shape not in self.known:
+            self.known[shape] = [row[: math.prod(shape)].view(shape) for row in self.rows]
+        return self.known[shape]
 
 
 class _Weights:
@@ -141,11 +161,10 @@ class _Weights:
         hidden.masked_fill_(~sight.seen_keys(call, batch, heads), NEVER)
         self.products = products.Products(call, batch, heads, lse, hidden)
 
-    def tile(self, band: Band, cols: slice, room: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return weights and, where `room` has a second row, their log2."""
+    def tile(self, band: Band, cols: slice, room: "_Room") -> tuple[Tensor, Tensor | None]:
+        """Return weights and, where there is room for two, their log2."""
         rows = band.rows
-        shape = (len(self.index), rows.stop - rows.start, cols.stop - cols.start)
-        weights, *more = (row[: math.prod(shape)].view(shape) for row in room)
+        weights, *more = room.of((len(self.index), rows.stop - rows.start, cols.stop - cols.start))
         logs = more[0] if more else weights
         if self.in_parts:
             logs.copy_(self.in_two_parts(rows, cols))
