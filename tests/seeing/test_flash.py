@@ -250,6 +250,27 @@ def test_the_operator_itself_is_seen_and_edited_where_that_reaches_the_gradient(
     assert out[:, :, 1].abs().sum() == 0 and out[:, :, 0].abs().sum() > 0
 
 
+def test_a_package_imported_while_watching_is_seen_by_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seeing import flash_attn_in_torch
+
+    q, k, v = torch.randn(3, 1, 5, 2, 8).requires_grad_()
+    model = Runs(flash_attn_in_torch.flash_attn_func, causal=True)
+    with watch(model) as seen:
+        flash_attn_in_torch.install(monkeypatch)
+        model(q, k, v)
+    assert len(seen.layers) == 1
+    assert_shows(seen, 0, expected(q[0], k[0], causal=True))
+
+
+def test_layers_share_what_was_read_of_their_texts(flash_attn: ModuleType) -> None:
+    q, k, v, *ends = packed()
+    model = Runs(flash_attn.flash_attn_varlen_func, causal=True)
+    with watch(model) as seen:
+        model(q, k, v, *ends)
+        model(q, k, v, *(end.clone() if isinstance(end, Tensor) else end for end in ends))
+    assert seen.call(0, 0).rule is seen.call(0, 1).rule
+
+
 def test_everything_is_put_back(flash_attn: ModuleType) -> None:
     interface = sys.modules["flash_attn.flash_attn_interface"]
     kernels, applied = interface.flash_attn_gpu, interface.FlashAttnFunc.apply

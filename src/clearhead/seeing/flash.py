@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -89,7 +90,7 @@ class Beside:
 
     def fwd_kvcache(self, *args: Any, **kwargs: Any) -> Any:
         """Run the kernel behind flash_attn_with_kvcache."""
-        if threading.get_ident() != self.thread:
+        if torch.compiler.is_compiling() or threading.get_ident() != self.thread:
             return self.module.fwd_kvcache(*args, **kwargs)
         given = dict(zip(KVCACHE, args)) if len(args) == len(KVCACHE) and not kwargs else {}
         return self.see(lambda: self.module.fwd_kvcache(*args, **kwargs), given)
@@ -101,7 +102,7 @@ def _applied(function: Any, see: See, thread: int) -> Iterator[None]:
     apply = function.apply
 
     def applied(*args: Any) -> Any:
-        if threading.get_ident() != thread:
+        if torch.compiler.is_compiling() or threading.get_ident() != thread:
             return apply(*args)
         return see(lambda: apply(*args), named(function.forward, args, {}))
 

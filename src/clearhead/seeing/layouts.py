@@ -38,14 +38,15 @@ class Reader:
     def __init__(self, note: Callable[[str], None]) -> None:
         self.note = note
         self.ends: list[tuple[Tensor, int, tuple[int, ...]]] = []  # a tensor, its version, its numbers
-        self.rules: list[Rule] = []
+        self.met: list[Places] = []
+        self.rules: list[tuple[Places, Places, tuple[int, int, torch.device], Rule]] = []
 
     def sighting(
         self, given: Given, out: Tensor, lse: Tensor | None, asked: Padded | None
     ) -> tuple[Sighting, Callable[[Tensor], Tensor]]:
         """Return what a call that gave `out` was, and how another output is laid out as that one; CannotTell."""
         call = kernel(given)
-        queries, keys = self.places(call, asked)
+        queries, keys = map(self.same, self.places(call, asked))
         batched = call.q.ndim == 4
         if not batched and lse is not None:
             lse = _laid_lse(lse, queries, call.q)
@@ -59,7 +60,7 @@ class Reader:
         k, v = (_keys(x, call, keys) for x in (call.k, call.v))
         if lse is not None:  # a row that sees nothing has an infinite one here, and 0 in torch
             lse = None if call.slopes is not None else lse.masked_fill(lse.isinf(), 0)
-        rule = self.shared(rule_of(queries, keys, call.left, call.right, call.q.device))
+        rule = self.rule(queries, keys, (call.left, call.right, call.q.device))
         if call.slopes is not None:
             rule = replace(rule, bias=_distances(call.slopes, queries, keys, call.q.shape[-2]))
         sighting = Sighting(
@@ -134,12 +135,21 @@ class Reader:
         self.ends = [*self.ends[-3:], (ends, version, found)]
         return found
 
-    def shared(self, rule: Rule) -> Rule:
-        """Return the very rule of another layer, where it is the same."""
-        for known in self.rules:
-            if known.same(rule):
+    def same(self, places: Places) -> Places:
+        """Return the very places of another layer, where they are the same: these know where tokens go."""
+        for known in self.met:
+            if known.said == places.said:
                 return known
-        self.rules = [*self.rules[-3:], rule]
+        self.met = [*self.met[-7:], places]
+        return places
+
+    def rule(self, queries: Places, keys: Places, how: tuple[int, int, torch.device]) -> Rule:
+        """Return who sees whom, the very rule of another layer, where that is the same."""
+        for *where, known_how, rule in self.rules:
+            if where[0] is queries and where[1] is keys and known_how == how:
+                return rule
+        rule = rule_of(queries, keys, *how)
+        self.rules = [*self.rules[-3:], (queries, keys, how, rule)]
         return rule
 
 

@@ -34,6 +34,11 @@ class Places:
     known: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @property
+    def said(self) -> tuple[object, ...]:
+        """Return all that it says, to be compared."""
+        return self.row, self.start, self.length, self.offset, self.n_rows, self.width
+
+    @property
     def alone(self) -> bool:
         """Say whether every row holds one text at most."""
         return len(set(self.row)) == len(self.row)
