@@ -96,7 +96,8 @@ def bare_words(page: str) -> str:
 def test_help_and_wrong_usage_wait_for_no_heavy_import(argv: list[str]) -> None:
     heavy = "torch numpy rich tokenizers safetensors huggingface_hub jaxtyping".split()
     code = f"import sys\nfrom clearhead.cli import main\nmain({argv!r})\nassert not set({heavy!r}) & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_alone_it_shows_three_examples(call: Call) -> None:

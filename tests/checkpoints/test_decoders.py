@@ -292,11 +292,12 @@ def test_a_frozen_gpt2_is_the_same_model_and_stays_in_its_file(tmp_path: Path) -
 
 def test_frequencies_that_old_files_hold_are_ignored(tmp_path: Path) -> None:
     make_decoder("LlamaForCausalLM").save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / WEIGHTS)
+    tensors, without = load_file(tmp_path / WEIGHTS), load(tmp_path)
     for layer in range(4):
         tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.rand(4)
     save_file(tensors, tmp_path / WEIGHTS)
-    load(tmp_path)
+    tokens = padded(9)[0]
+    assert torch.equal(load(tmp_path).eval()(tokens), without.eval()(tokens))
 
 
 @pytest.mark.parametrize(

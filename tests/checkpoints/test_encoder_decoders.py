@@ -258,9 +258,11 @@ def test_what_older_files_hold_besides_is_ignored(tmp_path: Path) -> None:
     }
     for architecture, extra in more.items():
         make_encoder_decoder(architecture).save_pretrained(tmp_path / architecture)
-        path = tmp_path / architecture / WEIGHTS
+        path, without = tmp_path / architecture / WEIGHTS, load(tmp_path / architecture).state_dict()
         save_file({**load_file(path), **extra}, path)
-        load(tmp_path / architecture)
+        again = load(tmp_path / architecture).state_dict()
+        assert again.keys() == without.keys()
+        assert all(torch.equal(tensor, without[name]) for name, tensor in again.items())
 
 
 @pytest.mark.parametrize("since", [4, 5])
