@@ -55,10 +55,13 @@ class Found:
 
 class ByHand:
     """Follows products to softmaxes. `found` is told of attention, and may answer with another output; `lost` of a
-    call that was attention and cannot be told exactly, with the reason."""
+    call that was attention and cannot be told exactly, with the reason. With `gradients` these flow through what is
+    told."""
 
-    def __init__(self, found: Callable[[Found], Tensor | None], lost: Callable[[str], None]) -> None:
-        self.found, self.lost = found, lost
+    def __init__(
+        self, found: Callable[[Found], Tensor | None], lost: Callable[[str], None], gradients: bool = False
+    ) -> None:
+        self.found, self.lost, self.gradients = found, lost, gradients
         self.known: dict[int, tuple[weakref.ref[Tensor], State]] = {}
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -71,7 +74,8 @@ class ByHand:
         if state is None and what != "product":
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        flow = self.gradients and torch.is_grad_enabled()
+        with torch._C.DisableTorchFunction(), torch.set_grad_enabled(flow):
             return self.after(func, what, args, kwargs, state, out)
 
     def after(

@@ -11,7 +11,7 @@ the body ends the model is what it was. Next: `edits.py` holds the mathematics, 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from clearhead.errors import InputError, WatchError
 from clearhead.seeing import edits
+from clearhead.seeing.call import Call
+from clearhead.seeing.continuing import Met, meet
 from clearhead.seeing.edits import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
+from clearhead.seeing.questions import CROSS
 from clearhead.seeing.recorder import Recorder, asked, four, not_plain
 from clearhead.seeing.recording import FEW, Recording
 from clearhead.seeing.sighting import Sighting, dtype_in_kernel
@@ -37,11 +40,11 @@ def edit(model: nn.Module) -> Iterator["Edits"]:
 
     Works on what `watch` can see. Inside the body, edits count from the moment they are made. Layers are numbered in
     the order they run, or named as modules (`"decoder.*"`); heads, texts and positions count from 0, positions also
-    from the end. New tokens of a growing cache go on counting where the ones before them stopped.
+    from the end. With a cache, positions are those of the whole text (`continuing.py`).
 
     Editing may be nested, with itself and with `watch`: the inner one acts on, or sees, what the outer one left. The
     weights of a recording are always those that queries and keys make, before any edit of that layer. Gradients flow
-    through an edit to queries, keys and values, not to a learned bias or sink of the rows that were cut.
+    through an edit as through the model, but to what a score_mod of flex_attention has learned.
 
     WatchError for a head or a text that a layer does not have, when the layer runs; for edits that never applied,
     when the body ends; for attention that can be seen but not edited.
@@ -55,28 +58,13 @@ def edit(model: nn.Module) -> Iterator["Edits"]:
         raise WatchError(f"{len(unused)} of {len(change.edits)} edits never applied: {'; '.join(unused)}")
 
 
-@dataclass(frozen=True)
-class Met:
-    """A layer that ran, with the sizes of its last call and its first key, by which a growing cache is known."""
-
-    name: str
-    batch: int
-    n_heads: int
-    n_queries: int
-    n_keys: int
-    first_key: Tensor
-
-    def grew_into(self, later: "Met") -> bool:
-        """Return whether the keys of a later call are those of this one and one more for each of its queries."""
-        return self.n_keys + later.n_queries == later.n_keys and torch.equal(self.first_key, later.first_key)
-
-
 class Edits:
     """What is to be changed; made by `edit`. `layer`, `head` and `batch` take one, several, or None for all."""
 
     def __init__(self) -> None:
         self.edits: list[Edit] = []
         self.met: dict[int, Met] = {}
+        self.beside: Met | None = None  # the last that looked at its own text
         self.recorder = Recorder(Recording())  # it knows the layers by number and name, and keeps no tensors
         self.recorder.also_backward = True  # or gradients would be those of another model
 
@@ -147,8 +135,7 @@ class Edits:
         index, name = recorder.place(sighting)
         if torch._C._current_graph_task_id() != -1 and f"{name}#2" in recorder.recording.names:
             raise WatchError(f"{name} attends more than once and is checkpointed: which time this is cannot be known")
-        before, now = self.met.get(index), _meet(name, sighting)
-        self.met[index] = now
+        now = self.meet(index, name, sighting)
         mine = [(edit, want) for edit in self.edits for want in _wants(edit, index, name)]
         if not mine:
             return None
@@ -162,14 +149,26 @@ class Edits:
         with torch._C.DisableTorchFunction():  # what is computed here is no part of the model: no watcher sees it
             call = recorder.describe(sighting)
             dtype = dtype_in_kernel(sighting.q)
-            call = replace(call, q=call.q.to(dtype), k=call.k.to(dtype))
-            first = now.n_keys - now.n_queries if before is not None and before.grew_into(now) else 0
-            site = Site(call, four(sighting.v).to(dtype), four(sighting.out), name, index, first)
+            call = _as_given(replace(call, q=call.q.to(dtype), k=call.k.to(dtype)), sighting)
+            site = Site(call, four(sighting.v).to(dtype), four(sighting.out), name, index, now.first, now.first_key)
             out, done = edits.apply([edit for edit, _ in mine], site)
         for edit, want in mine:
             if edit in done:
                 edit.waiting.discard(want)
         return None if out is None else out.reshape(sighting.out.shape)
+
+    def meet(self, index: int, name: str, sighting: Sighting) -> Met:
+        """Note that a layer ran, and where its queries and keys stand."""
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            q, k = four(sighting.q), four(sighting.k)
+            rule, own = None, not CROSS.search(name)
+            if own and q.shape[2] < k.shape[2]:
+                shape = max(q.shape[0], k.shape[0]), max(q.shape[1], k.shape[1]), q.shape[2], k.shape[2]
+                rule = self.recorder.rule(sighting, shape, dtype_in_kernel(sighting.q))
+            now = meet(name, q, k, rule, self.met.get(index), self.beside)
+        self.met[index] = now
+        self.beside = now if own else self.beside
+        return now
 
     def _reason(self, edit: Edit, want: int | str | None) -> str:
         if not self.met:
@@ -183,10 +182,16 @@ class Edits:
         return f"no layer {want!r} ran, of {len(self.met)}: {names}{more}"
 
 
-def _meet(name: str, sighting: Sighting) -> Met:
-    q, k = four(sighting.q), four(sighting.k)
-    batch, n_heads = max(q.shape[0], k.shape[0]), max(q.shape[1], k.shape[1])
-    return Met(name, batch, n_heads, q.shape[2], k.shape[2], k[0, 0, :1].detach().clone())
+def _as_given(call: Call, sighting: Sighting) -> Call:
+    """Return the call with what is learned in its mask or sinks as the model gave it: gradients go there too."""
+    mask, sinks = sighting.mask, sighting.sinks
+    if call.rule.bias is not None and mask is not None and mask.requires_grad:
+        lead = sighting.q.shape[:-2]
+        mask = mask.expand(*lead, *mask.shape[-2:]).flatten(0, -4) if mask.ndim > 4 else mask[(None,) * (4 - mask.ndim)]
+        call = replace(call, rule=replace(call.rule, bias=mask))
+    if sinks is not None and sinks.requires_grad:
+        call = replace(call, sinks=sinks.expand(-1, call.n_heads, -1))
+    return call
 
 
 def _wants(edit: Edit, index: int, name: str) -> Iterator[int | str | None]:

@@ -80,7 +80,7 @@ class Patch(Edit):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One call to be edited: `out` is what its kernel gave, `v` its values, `first` the position of its first query."""
+    """One call to be edited: `out` is what its kernel gave, `v` its values, `first` and `first_key` their positions."""
 
     call: Call
     v: Float[Tensor, "batch kv_heads key d_value"]
@@ -88,6 +88,7 @@ class Site:
     name: str
     index: int
     first: int = 0
+    first_key: int = 0
 
     def values(self, text: int, heads: Tensor) -> Float[Tensor, "heads key d_value"]:
         """Return the values that `heads` of one text mix, in the dtype that weights are computed in."""
@@ -98,6 +99,11 @@ class Site:
     def rows(self, query: Places) -> list[int]:
         """Return the rows of this call at the positions `query`, in order."""
         return [i - self.first for i in positions(query, self.first + self.call.n_queries) if i >= self.first]
+
+    def cols(self, key: Places) -> list[int]:
+        """Return the columns of this call at the positions `key`, in order."""
+        found = positions(key, self.first_key + self.call.n_keys)
+        return [j - self.first_key for j in found if j >= self.first_key]
 
     @property
     def wants_gradient(self) -> bool:
@@ -215,7 +221,7 @@ def _is_here(edit: Replace | Cut, site: Site) -> bool:
         )
     for what, asked, n, found in (
         ("query", edit.query, site.first + call.n_queries, site.rows(edit.query)),
-        ("key", edit.key, call.n_keys, positions(edit.key, call.n_keys)),
+        ("key", edit.key, site.first_key + call.n_keys, site.cols(edit.key)),
     ):
         if not found:
             edit.why = _absent(what, asked, n)
@@ -236,7 +242,7 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
     v = site.values(text, heads)
     one_weight_is_enough = not (patterns or any(cut.renormalise for cut in cuts) or site.wants_gradient)
     if one_weight_is_enough and call.lse is not None:
-        cols = torch.tensor(sorted({key for cut in cuts for key in positions(cut.key, call.n_keys)}), device=out.device)
+        cols = torch.tensor(sorted({key for cut in cuts for key in site.cols(cut.key)}), device=out.device)
         for some in _pieces(rows, len(heads) * len(cols), out.device):
             lost = maps.weights(call, text, heads, some, cols)
             lost = lost.masked_fill(~_gone(cuts, site, some)[:, cols], 0)
@@ -272,7 +278,7 @@ def _gone(cuts: Iterable[Cut], site: Site, rows: Tensor) -> Tensor:
     for cut in cuts:
         mine = torch.isin(rows, torch.tensor(site.rows(cut.query), device=rows.device))
         keys = torch.zeros(site.call.n_keys, dtype=torch.bool, device=rows.device)
-        keys[positions(cut.key, site.call.n_keys)] = True
+        keys[site.cols(cut.key)] = True
         gone |= mine[:, None] & keys
     return gone
 

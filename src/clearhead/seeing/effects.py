@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.errors import InputError, WatchError, nearest
-from clearhead.seeing.editing import Edits, Met, edit
+from clearhead.seeing.continuing import Met
+from clearhead.seeing.editing import Edits, edit
 from clearhead.seeing.questions import CROSS
 from clearhead.seeing.recorder import watch
 from clearhead.seeing.target import Inputs, Target, n_texts, reader, repeated, run, values

@@ -82,7 +82,7 @@ class Scores:
     def times(self, by: Any) -> "Scores":
         """Return the scores multiplied by a number, or by a tensor that is the same for all keys."""
         if isinstance(by, Tensor) and by.numel() == 1:
-            by = by.item()
+            by = by.reshape(1) if by.requires_grad and torch.is_grad_enabled() else by.item()
         if isinstance(by, Tensor):
             if self.capped is not None or self.hidden or self.sinks or self.zeroed is not None:
                 raise CannotFollow("its scores were multiplied by a tensor after they were capped or masked")
@@ -218,6 +218,7 @@ class Scores:
         return total if hidden is None else total.masked_fill(hidden, -torch.inf)
 
 
+@torch.no_grad()
 def differs(scores: Scores, weights: Tensor) -> str | None:
     """Say how `weights`, which the model's softmax made, differ from those that `scores` give; None if they do not.
 

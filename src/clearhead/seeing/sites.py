@@ -51,7 +51,8 @@ class FusedCalls(TorchFunctionMode):
     """Report every attention call of this thread to `report`; everything else passes by untouched.
 
     `refuse` is told why a call that was attention cannot be reported. `split` says how many texts and how many heads
-    the running module has put on one axis. `note` is told of what watching changed.
+    the running module has put on one axis. `note` is told of what watching changed. With `gradients` they flow through
+    what is reported, for an answer to be part of the model.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class FusedCalls(TorchFunctionMode):
         refuse: Callable[[str], None],
         split: Callable[[int], tuple[int, int]],
         note: Callable[[str], None],
+        gradients: bool = False,
     ) -> None:
         super().__init__()
         self.note = note
         self.report, self.refuse, self.split, self.thread = report, refuse, split, threading.get_ident()
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
-        self.by_hand = ByHand(self.found_by_hand, self.lost)
+        self.by_hand = ByHand(self.found_by_hand, self.lost, gradients)
         self.flash, self.in_flash = Reader(note), False
 
     def __torch_function__(

@@ -135,7 +135,8 @@ def standing_beside(model: nn.Module, whereabouts: Whereabouts, report: Report) 
                 stack.enter_context(whereabouts.following(name, module))
         if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
             whereabouts.recording.note("the compiled model ran uncompiled while it was watched")
-        calls = FusedCalls(report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note)
+        told = report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note
+        calls = FusedCalls(*told, gradients=whereabouts.also_backward)
         stack.enter_context(asked_of_interface(calls.through))
         stack.enter_context(flash_attention(calls.see_flash))
         whereabouts.mode = stack.enter_context(calls)
