@@ -4,8 +4,17 @@ import pytest
 import torch
 
 from clearhead.errors import ConfigError
-from clearhead.generation import Beams, answers, generate
-from clearhead.generation.packed import Int8Linear, PlainLinear, fastest, obstacle, pack_decoder, rebuilt
+from clearhead.generation import Beams, answers, generate, linear
+from clearhead.generation.linear import (
+    BytesLinear,
+    HalfLinear,
+    Int8Linear,
+    OneDNNLinear,
+    PlainLinear,
+    TwoHalvesLinear,
+    float32_linear,
+)
+from clearhead.generation.packed import fastest, obstacle, pack_decoder, rebuilt
 from clearhead.models.gpt import GPTForCausalLM
 from clearhead.seeing import watch
 
@@ -47,7 +56,9 @@ def test_packed_float32_writes_the_same(model) -> None:
         assert answers(generate(fast, prompts, max_new_tokens=9, **choose), 2) == expected
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.02), (torch.int8, 0.04)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float16, 2e-3), (torch.bfloat16, 0.02), (torch.int8, 0.05)], ids=str
+)
 @pytest.mark.parametrize("name", ["gpt2", "grouped queries, rotary, windows", "learned"])
 def test_fewer_bits_move_logits_by_a_small_part_of_their_spread(name: str, dtype: torch.dtype, bound: float) -> None:
     needs(dtype)
@@ -66,6 +77,9 @@ def test_int8_weights_are_within_half_a_step_and_scales_exact() -> None:
 
 def test_a_row_of_zeros_stays_zeros() -> None:
     assert (Int8Linear(torch.zeros(3, 32), None, None)(torch.randn(1, 32)) == 0).all()
+    if not linear.bytes_obstacle():
+        assert (BytesLinear(torch.zeros(3, 32), None, None)(torch.randn(1, 32)) == 0).all()
+        assert (BytesLinear(torch.randn(3, 32), None, None)(torch.zeros(2, 32)) == 0).all()
 
 
 def test_what_is_packed_is_still_watched() -> None:
@@ -90,7 +104,7 @@ def test_the_model_stays_as_it_was() -> None:
     [
         (lambda: GPTForCausalLM(TINY), None, "call model.eval"),
         (lambda: decoder().bfloat16(), torch.bfloat16, "load it with dtype=torch.float32"),
-        (lambda: decoder(), torch.float16, "expected float32, bfloat16 or int8"),
+        (lambda: decoder(), torch.float64, "expected float32, float16, bfloat16 or int8"),
     ],
 )
 def test_what_cannot_be_packed_runs_as_it_is_and_says_why(model, dtype: torch.dtype | None, reason: str) -> None:
@@ -104,4 +118,59 @@ def test_what_cannot_be_packed_runs_as_it_is_and_says_why(model, dtype: torch.dt
 def test_the_note_says_what_runs() -> None:
     needs(torch.bfloat16)
     assert fastest(encoder_decoder(PAIR), torch.bfloat16)[1] == "oneDNN's packed weights, bfloat16"
-    assert fastest(decoder(), torch.int8)[1] == "int8 weights"
+    needs(torch.float16)
+    assert fastest(decoder(), torch.float16)[1] == "float16 weights, by FBGEMM"
+    assert fastest(decoder(), tokens=20)[1] == "oneDNN's packed weights, float32"
+    assert fastest(decoder())[1].startswith("float32 in two halves")
+    assert fastest(decoder(), torch.int8)[1].startswith("int8 weights")
+
+
+@pytest.mark.parametrize("rows", [1, linear.FEW, linear.FEW + 1, 70])
+@pytest.mark.parametrize("shape", [(96, 64), (50, 20), (7, 130)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "bound"), [(TwoHalvesLinear, 3e-6), (HalfLinear, 1e-3), (BytesLinear, 0.03), (Int8Linear, 0.03)]
+)
+def test_a_layer_is_as_exact_as_its_bytes(kind, bound: float, rows: int, shape: tuple[int, int]) -> None:
+    needs(torch.int8 if kind is Int8Linear else torch.float16)
+    if kind is BytesLinear and (reason := linear.bytes_obstacle()):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    size = torch.logspace(-3, 1, shape[0])
+    weight, bias = torch.randn(shape) * size[:, None], torch.randn(shape[0]) * size
+    x = torch.randn(rows, 1, shape[1]) * torch.logspace(-2, 2, rows)[:, None, None]
+    for then in (None, torch.nn.functional.gelu):
+        exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+        came = kind(weight, bias, then)(x)
+        assert came.shape == (rows, 1, shape[0]) and came.dtype == torch.float32
+        wrong = (came - (exact if then is None else then(exact))).abs().amax((0, 1))
+        scale = x.double().norm(dim=-1).max() * weight.double().norm(dim=1) + bias.abs()
+        assert (wrong / scale).max() < bound
+
+
+@pytest.mark.parametrize("kind", [HalfLinear, TwoHalvesLinear, BytesLinear])
+def test_a_row_does_not_depend_on_its_neighbours(kind) -> None:
+    needs(torch.float16)
+    torch.manual_seed(0)
+    layer, x = kind(torch.randn(48, 64), torch.randn(48), None), torch.randn(3, 1, 64)
+    together = layer(torch.cat([x, x[:1] * 1e3]))
+    alone = torch.cat([layer(row[None]) for row in x])
+    torch.testing.assert_close(together[:3], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_beyond_float16_are_refused_or_laid_out_otherwise() -> None:
+    needs(torch.float16)
+    weight = torch.eye(4) * 1e5
+    assert isinstance(float32_linear(weight, None, None), OneDNNLinear)
+    assert isinstance(float32_linear(weight / 2, None, None), TwoHalvesLinear)
+    with pytest.raises(ConfigError, match=r"beyond float16.*bfloat16"):
+        HalfLinear(weight, None, None)
+
+
+def test_another_engine_is_named_as_the_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs(torch.float16)
+    monkeypatch.setattr(torch.backends.quantized, "engine", "qnnpack")
+    model = decoder()
+    run, note = fastest(model, torch.float16)
+    assert run is model and "'qnnpack': set it to 'x86'" in note
+    assert fastest(model)[1] == "oneDNN's packed weights, float32"
+    assert fastest(model, torch.int8)[1] == "int8 weights"

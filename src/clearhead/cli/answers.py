@@ -24,7 +24,7 @@ from clearhead.generation.sampling import GREEDY, Adjust, Choose
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from clearhead.models.gpt import GPTForCausalLM
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 CONTEXT = 8  # tokens before an answer that decide whether it begins with a space
 BROKEN = "\ufffd"  # what a tokenizer makes of half a letter
 
@@ -58,8 +58,13 @@ class Answer:
 class Writer:
     """A model that writes, and its tokenizer."""
 
-    def __init__(self, verb: str, name: str, *, dtype: str = "fp32", threads: int | None = None) -> None:
-        """Open the checkpoint for `generate` or `translate`; InputError where its model does not write so."""
+    def __init__(
+        self, verb: str, name: str, *, dtype: str = "fp32", threads: int | None = None, tokens: int | None = None
+    ) -> None:
+        """Open the checkpoint for `generate` or `translate`; InputError where its model does not write so.
+
+        `tokens` is how many an answer has at most: little is prepared for a short one.
+        """
         if threads is not None:
             torch.set_num_threads(threads)
         folder, model = open_for(verb, name)
@@ -72,9 +77,9 @@ class Writer:
         if isinstance(model, EncoderDecoder):
             self.ends |= {model.config.end_id}
             self.never = (Never({model.config.pad_id} - self.ends),)  # some are trained to begin with it
-            self.model, what_runs = fastest(model, DTYPES[dtype])
+            self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
         else:
-            self.model, what_runs = fastest(model, DTYPES[dtype])
+            self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
         if dtype != "fp32" and self.model is model:
             note(f"not in {dtype}: {what_runs}")
 

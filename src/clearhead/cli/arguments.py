@@ -46,7 +46,7 @@ Atlas = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(defaul
 Vectors = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: standard output)")]
 Taken = Literal["heads", "layers", "links", "tokens"]
 Rounding = Literal["fp32", "bf16"]
-Weights = Literal["fp32", "bf16", "int8"]
+Weights = Literal["fp32", "fp16", "bf16", "int8"]
 Length = Annotated[int, arg(metavar="N")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Number = Annotated[float | None, arg(metavar="P", help_behavior_hint="")]

@@ -40,7 +40,7 @@ def generate(
     first = next(arrivals)
     from clearhead.cli.answers import Writer, choices_of
 
-    writer = Writer("generate", model, dtype=dtype, threads=threads)
+    writer = Writer("generate", model, dtype=dtype, threads=threads, tokens=max_new_tokens)
     seed = secrets.randbelow(SEEDS) if choosing.seed is None else choosing.seed
     choices = choices_of(choosing, max_new_tokens, seed)
     if choosing.draws and choosing.seed is None and sys.stderr.isatty() and not as_json:
@@ -79,7 +79,7 @@ def translate(
     first = next(arrivals)
     from clearhead.cli.answers import Writer, choices_of
 
-    writer = Writer("translate", model, dtype=dtype, threads=threads)
+    writer = Writer("translate", model, dtype=dtype, threads=threads, tokens=max_new_tokens)
     choices = choices_of(Choosing(temperature=0.0, beams=beams), max_new_tokens, 0)
     with Progress("texts") as progress:
         for answer in written(writer, chain([first], arrivals), choices):

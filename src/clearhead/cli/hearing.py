@@ -51,7 +51,7 @@ class Listener:
         folder, model = open_for("transcribe", name)
         assert isinstance(model, EncoderDecoder)
         self.config, self.sounds, self.tokenizer = model.config, SoundProcessor.load(folder), Tokenizer.load(folder)
-        self.model, _ = fastest(model)
+        self.model, _ = fastest(model, tokens=model.config.max_target_len)
         self.ends = end_tokens(folder) | {model.config.end_id}
         path = folder / "generation_config.json"
         self.said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -5,10 +5,9 @@
 
 One new token needs every weight once, so a step takes as long as reading the weights from memory. What helps:
 
-1. **Fewer bits.** Weights in bfloat16 are half as much to read, int8 a quarter. Only weights: what flows between the
-   layers, the cache, scores and norms stay float32. int8 is one scale a row of the matrix, round to nearest
-   (Dettmers et al. 2022, section 2.1, without outliers); LOG.md has how far logits move.
-2. **oneDNN's order of memory** for float32 and bfloat16, as in the packed encoder; bias and GELU come along.
+1. **Fewer bits.** Weights in float16 or bfloat16 are half as much to read, int8 a quarter. What flows between the
+   layers, the cache, scores and norms stay float32; LOG.md has how far logits move.
+2. **An order of memory** in which a kernel finds them as it reads: `linear.py` has one layer for each kernel.
 3. **Fewer calls.** Queries, keys and values are one product, gate and up-projection too.
 
 Blocks, positions, norms, masks and cache are the model's own: the copy shares every other parameter with it, any
@@ -17,85 +16,22 @@ decoder here can be packed, and `watch` sees it. A model trained further has to 
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.attention import MultiHeadAttention
-from clearhead.block import Activation, FeedForward, GatedFeedForward
+from clearhead.block import FeedForward, GatedFeedForward
 from clearhead.errors import ConfigError
+from clearhead.generation import linear as linears
+from clearhead.generation.linear import MakeLinear
 from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.gpt import GPTForCausalLM
-from clearhead.packed import FUSED, onednn_obstacle
 
 Model = TypeVar("Model", GPTForCausalLM, EncoderDecoder)
-# weight, bias, what comes after -> a layer
-MakeLinear = Callable[[Tensor, Tensor | None, Activation | None], nn.Module]
-
-# Channels the int8 kernel reads at a time: it does not check, and reads past the end of a row that is no multiple.
-KERNEL_READS = 32
-
-
-class PlainLinear(nn.Module):
-    """`then(x @ weight^T + bias)` by ordinary calls, which every processor and dtype has."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
-        super().__init__()
-        self.weight, self.bias, self.then = weight, bias, then
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output."""
-        y = F.linear(x, self.weight, self.bias)
-        return y if self.then is None else self.then(y)
-
-
-class OneDNNLinear(nn.Module):
-    """The same with the weight in oneDNN's own order of memory, in float32 or bfloat16."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
-        super().__init__()
-        self.dtype = weight.dtype
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self.bias, self.then = bias, None if then in FUSED else then
-        self.fused, self.algorithm = FUSED.get(then, ("none", "none"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output in x's dtype."""
-        y = torch.ops.mkldnn._linear_pointwise.default(
-            x.to(self.dtype), self.weight, self.bias, self.fused, [], self.algorithm
-        ).to(x.dtype)
-        return y if self.then is None else self.then(y)
-
-
-class Int8Linear(nn.Module):
-    """The same with weights of one byte: `weight[i] = scale[i] * whole[i]`, scales exact in bfloat16.
-
-    The product is made of bfloat16 inputs and outputs (the one kernel of torch that is fast), sums are float32.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
-        super().__init__()
-        whole, self.scale = eight_bits(weight)
-        self.spare = -weight.shape[1] % KERNEL_READS
-        self.whole = F.pad(whole, (0, self.spare))
-        self.bias, self.then = bias, then
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output in x's dtype."""
-        rows = x.flatten(0, -2).bfloat16()
-        y = torch._weight_int8pack_mm(F.pad(rows, (0, self.spare)) if self.spare else rows, self.whole, self.scale)
-        y = y.view(*x.shape[:-1], -1).to(x.dtype)
-        y = y if self.bias is None else y + self.bias
-        return y if self.then is None else self.then(y)
-
-
-def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whole numbers from -127 to 127 and a bfloat16 scale a row, so that `weight` is nearly their product."""
-    # a little more than amax / 127, lest rounding the scale down makes the largest number overflow
-    scale = (weight.abs().amax(1).clamp(min=1e-12) / 126.5).bfloat16()
-    return (weight / scale.unsqueeze(1)).round().clamp(-127, 127).to(torch.int8), scale
 
 
 class PackedAttention(MultiHeadAttention):
@@ -148,49 +84,48 @@ def rebuilt(model: Model, linear: MakeLinear) -> Model:
     """Return a copy of `model` whose linear layers are made by `linear`; all other parameters are shared with it."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, memo=dict(shared))
+    makers: list[tuple[nn.Module, str, Callable[[], nn.Module]]] = []
     for module in list(twin.modules()):
         for name, child in module.named_children():
             if type(child) is MultiHeadAttention and name != "cross_attention":
-                setattr(module, name, PackedAttention(child, linear))
+                makers.append((module, name, partial(PackedAttention, child, linear)))
             elif type(child) is FeedForward:
-                setattr(module, name, PackedFeedForward(child, linear))
+                makers.append((module, name, partial(PackedFeedForward, child, linear)))
             elif type(child) is GatedFeedForward:
-                setattr(module, name, PackedGatedFeedForward(child, linear))
+                makers.append((module, name, partial(PackedGatedFeedForward, child, linear)))
             elif type(child) is nn.Linear:
-                setattr(module, name, linear(*joined(child), None))
+                makers.append((module, name, partial(linear, child.weight.detach(), bias_of(child), None)))
     if twin.head is None:
         words = twin.gpt.words if isinstance(twin, GPTForCausalLM) else twin.words
-        twin.head = linear(words.weight.detach(), None, None)  # type: ignore[assignment]
+        makers.insert(0, (twin, "head", partial(linear, words.weight.detach(), None, None)))  # the largest by far
+    with ThreadPoolExecutor(torch.get_num_threads()) as workers:  # FBGEMM lays out a matrix with one thread alone
+        made = workers.map(lambda maker: maker[2](), makers)
+        for (module, name, _), layer in zip(makers, made):
+            setattr(module, name, layer)
     return twin.train(model.training)
 
 
-def pack_decoder(model: Model, dtype: torch.dtype | None = None) -> Model:
-    """Return a copy of a model that writes, with weights in `dtype`: float32 (or None), bfloat16 or int8.
+def pack_decoder(model: Model, dtype: torch.dtype | None = None, *, tokens: int | None = None) -> Model:
+    """Return a copy of a model that writes, with weights in `dtype`: float32 (or None), float16, bfloat16 or int8.
 
+    `tokens` is how many it will write, if that is known: for few of them it is not worth to pack float32 twice.
     Raises ConfigError with the reason where this cannot be had: see `obstacle`.
     """
     dtype = torch.float32 if dtype is None else dtype
     if reason := obstacle(model, dtype):
         raise ConfigError(f"cannot pack this model in {str(dtype).removeprefix('torch.')}: {reason}")
-
-    def linear(weight: Tensor, bias: Tensor | None, then: Activation | None) -> nn.Module:
-        if dtype == torch.int8:
-            return Int8Linear(weight, bias, then)
-        return OneDNNLinear(weight.to(dtype), None if bias is None else bias.to(dtype), then)
-
-    return rebuilt(model, linear)
+    return rebuilt(model, linears.layout(dtype, tokens)[0])
 
 
-def fastest(model: Model, dtype: torch.dtype | None = None) -> tuple[Model, str]:
+def fastest(model: Model, dtype: torch.dtype | None = None, *, tokens: int | None = None) -> tuple[Model, str]:
     """Return what writes fastest of `model` where it is, and one line that says what that is, or why it is the model.
 
-    `dtype` bfloat16 or int8 trades exactness for speed.
+    `dtype` float16, bfloat16 or int8 trades exactness for speed; `tokens` is how many will be written, if known.
     """
     wanted = torch.float32 if dtype is None else dtype
     if reason := obstacle(model, wanted):
         return model, f"the model as it is: {reason}"
-    kind = "int8 weights" if wanted == torch.int8 else f"oneDNN's packed weights, {str(wanted).removeprefix('torch.')}"
-    return pack_decoder(model, dtype), kind
+    return pack_decoder(model, dtype, tokens=tokens), linears.layout(wanted, tokens)[1]
 
 
 def obstacle(model: nn.Module, dtype: torch.dtype) -> str | None:
@@ -204,18 +139,19 @@ def obstacle(model: nn.Module, dtype: torch.dtype) -> str | None:
         return f"its weights are {weight.dtype}: load it with dtype=torch.float32"
     if model.training:
         return "it is in training mode: call model.eval() first"
-    if dtype == torch.int8:
-        return None if hasattr(torch, "_weight_int8pack_mm") else f"torch {torch.__version__} has no int8 product"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return "expected float32, bfloat16 or int8"
-    return onednn_obstacle(dtype)
+    return linears.obstacle(dtype)
 
 
 def joined(*layers: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """Return the weights and biases of several linear layers as those of one; zeros for a bias that is missing."""
-    weights = [layer.weight.detach() for layer in layers]
-    weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # which is laid out anew anyway: no copy of 340 MB
-    if all(layer.bias is None for layer in layers):
-        return weight, None
-    biases = [w.new_zeros(len(w)) if each.bias is None else each.bias.detach() for each, w in zip(layers, weights)]
-    return weight, torch.cat(biases)
+    weights, biases = [layer.weight.detach() for layer in layers], [bias_of(layer) for layer in layers]
+    if len(layers) == 1:  # laid out anew anyway: no copy
+        return weights[0], biases[0]
+    if all(bias is None for bias in biases):
+        return torch.cat(weights), None
+    return torch.cat(weights), torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases)])
+
+
+def bias_of(layer: nn.Linear) -> Tensor | None:
+    """Return a layer's bias, which is there or not."""
+    return None if layer.bias is None else layer.bias.detach()

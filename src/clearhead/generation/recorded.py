@@ -24,7 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clearhead.block import Activation
 from clearhead.cache import FixedLayerCache
 from clearhead.errors import ConfigError, InputError
-from clearhead.generation.packed import PlainLinear, eight_bits, rebuilt
+from clearhead.generation.linear import PlainLinear, eight_bits
+from clearhead.generation.packed import rebuilt
 from clearhead.generation.reading import Prompt, check, right_aligned
 from clearhead.models.gpt import GPTForCausalLM
 
