@@ -66,6 +66,7 @@ class Edits:
         self.met: dict[int, Met] = {}
         self.beside: Met | None = None  # the last that looked at its own text
         self.recorder = Recorder(Recording())  # it knows the layers by number and name, and keeps no tensors
+        self.recorder.not_in_graphs = "it is edited"
         self.recorder.also_backward = True  # or gradients would be those of another model
 
     def switch_off(self, layer: Layers, head: Heads = None, *, batch: Texts = None) -> None:

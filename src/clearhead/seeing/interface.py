@@ -109,11 +109,10 @@ def asked_of_interface(through: Callable[..., Any]) -> Iterator[None]:
 
     All of them come by one method, those for `eager` too, which each model brings along.
     """
-    modeling = sys.modules.get("transformers.modeling_utils")
-    if not hasattr(modeling, "AttentionInterface"):
+    interface, thread = _interface(), threading.get_ident()
+    if interface is None:
         yield
         return
-    interface, thread = modeling.AttentionInterface, threading.get_ident()  # type: ignore[union-attr]
     before = interface.get_interface
 
     @functools.wraps(before)
@@ -121,8 +120,29 @@ def asked_of_interface(through: Callable[..., Any]) -> Iterator[None]:
         function = before(self, *args, **kwargs)
         return function if threading.get_ident() != thread else functools.partial(through, function)
 
+    get_interface.theirs = getattr(before, "theirs", before)  # type: ignore[attr-defined]
     interface.get_interface = get_interface
     try:
         yield
     finally:
         interface.get_interface = before
+
+
+@contextlib.contextmanager
+def asked_plainly() -> Iterator[None]:
+    """While the body runs, the interface is what it was before anybody watched."""
+    interface = _interface()
+    if interface is None:
+        yield
+        return
+    before = interface.get_interface
+    interface.get_interface = getattr(before, "theirs", before)
+    try:
+        yield
+    finally:
+        interface.get_interface = before
+
+
+def _interface() -> Any:
+    """Return transformers' AttentionInterface, where it was imported and has one."""
+    return getattr(sys.modules.get("transformers.modeling_utils"), "AttentionInterface", None)

@@ -69,6 +69,8 @@ def watch(
         raise WatchError(f"watch() expects the torch.nn.Module that will run, got a {type(model).__name__}")
     recorder = Recorder(Recording(), layers, heads, Keeper(rows, dtype, place(to), budget))
     recorder.outputs, recorder.values, recorder.gradients = outputs, values or gradients, gradients
+    if gradients:
+        recorder.not_in_graphs = "gradients were asked for"
     with contextlib.closing(recorder), standing_beside(model, recorder, recorder.keep):
         yield recorder.recording
 

@@ -33,7 +33,7 @@ from clearhead.seeing.layouts import Reader
 from clearhead.seeing.normaliser import LogSumExp
 from clearhead.seeing.sighting import Report, Sighting, dtype_in_kernel
 
-__all__ = ["FusedCalls", "Report", "Sighting", "uncompiled"]
+__all__ = ["FusedCalls", "Report", "Sighting", "uncompiled", "unwatched"]
 
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
 
@@ -288,13 +288,29 @@ def as_fused(found: Found, batch: int, heads: int) -> Sighting:
 
 
 @contextlib.contextmanager
-def uncompiled() -> Iterator[bool]:
-    """Run compiled models as they were written, and say whether torch's compiler was there at all.
-
-    A compiled graph would have to be broken at every attention call and would stay so afterwards.
-    """
+def uncompiled() -> Iterator[None]:
+    """Run what was compiled as it was written; `compiled.py` lets go of this where it has a graph that tells."""
     if "torch._dynamo" not in sys.modules:
-        yield False
+        yield
         return
     with torch.compiler.set_stance("force_eager"):
-        yield True
+        yield
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Take the modes that watch from this thread while the body runs, and leave all others."""
+    overrides: Any = torch.overrides
+    before = overrides._get_current_function_mode_stack()
+
+    def put(modes: Sequence[TorchFunctionMode]) -> None:
+        for _ in overrides._get_current_function_mode_stack():
+            overrides._pop_mode()
+        for mode in modes:
+            overrides._push_mode(mode)
+
+    put([mode for mode in before if not isinstance(mode, FusedCalls)])
+    try:
+        yield
+    finally:
+        put(before)

@@ -7,12 +7,14 @@ that whatever was not seen can be named. Next: `recorder.py`, which keeps what i
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clearhead.seeing.compiled import compiled, is_leaf_of_torch, plain_name
 from clearhead.seeing.flash import flash_attention
 from clearhead.seeing.interface import asked_of_interface
 from clearhead.seeing.recording import Ran, Recording
@@ -25,6 +27,29 @@ HOW_MANY_HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "head
 UNSEEN = "it ran, but made no attention that can be seen: none with a softmax over keys, or by a kernel unknown here"
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """The hooks of a followed module, which can be taken from it and put back: faster than torch registers them."""
+
+    begins: Callable[..., None]
+    ends: Callable[..., None]
+    first: int  # by what number torch knows them
+    last: int
+
+    def take_from(self, module: nn.Module) -> None:
+        """Take them away."""
+        del module._forward_pre_hooks[self.first], module._forward_pre_hooks_with_kwargs[self.first]
+        del module._forward_hooks[self.last], module._forward_hooks_always_called[self.last]
+
+    def put_on(self, module: nn.Module) -> None:
+        """Put them back where they were: before all others, and after them."""
+        module._forward_pre_hooks[self.first] = self.begins
+        module._forward_pre_hooks.move_to_end(self.first, last=False)
+        module._forward_pre_hooks_with_kwargs[self.first] = True
+        module._forward_hooks[self.last] = self.ends
+        module._forward_hooks_always_called[self.last] = True
+
+
 class Whereabouts:
     """Knows which module is running, and how often each has attended."""
 
@@ -34,7 +59,9 @@ class Whereabouts:
         self.running: list[str] = []  # names of the modules whose forward is running, outermost first
         self.inputs: list[tuple[nn.Module, Any, Any]] = []  # what each of them was given
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
+        self.hooks: dict[nn.Module, Hooks] = {}
         self.mode: FusedCalls | None = None
+        self.not_in_graphs: str | None = None  # why calls cannot be told of from within compiled graphs
         self.also_backward = False  # report layers, too, that activation checkpointing runs again during backward
         self.again = contextlib.ExitStack()  # what is open while one of those runs
 
@@ -45,42 +72,68 @@ class Whereabouts:
             self.recording.note(f"{name or 'the model'} is TorchScript, which runs out of sight: watch its original")
             yield
             return
-        name = name.replace("_orig_mod.", "").removesuffix("_orig_mod")  # torch.compile's wrapper
-        suspect = isinstance(module, nn.MultiheadAttention) or bool(
-            LOOKS_LIKE_ATTENTION.search(type(module).__name__) or NAMED_LIKE_ATTENTION.search(name.rpartition(".")[2])
-        )
+        name = plain_name(name)
 
         def begins(module: nn.Module, inputs: Any, named: Any) -> None:
-            if threading.get_ident() != self.thread:
-                if suspect:
-                    self.recording.ran[name] = Ran(type(module).__name__, "it ran in another thread than watch()")
-                return
-            if not self.running:
-                self.times.clear()
-                self.recording.n_forwards += 1
-                self.re_enter()
-            self.running.append(name)
-            self.inputs.append((module, inputs, named))
-            if suspect and name not in self.recording.ran:
-                self.recording.ran[name] = Ran(type(module).__name__, UNSEEN)
+            self.begins(name, module, inputs, named)
 
         def ends(module: nn.Module, inputs: Any, output: Any) -> None:
-            if threading.get_ident() == self.thread and name in self.running:
-                while self.running.pop() != name:  # a module that was left by an exception
-                    pass
-                del self.inputs[len(self.running) :]
-                if not self.running:
-                    self.again.close()
+            self.ends(name)
 
-        hooks = [
-            module.register_forward_pre_hook(begins, prepend=True, with_kwargs=True),
-            module.register_forward_hook(ends, always_call=True),
-        ]
+        hooks = self.hooks[module] = Hooks(
+            begins,
+            ends,
+            module.register_forward_pre_hook(begins, prepend=True, with_kwargs=True).id,
+            module.register_forward_hook(ends, always_call=True).id,
+        )
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            hooks.take_from(module)
+
+    def begins(self, name: str, module: nn.Module, inputs: Any, named: Any) -> None:
+        """Know that the forward of `module` begins."""
+        if threading.get_ident() != self.thread:
+            self.meet(name, type(module), "it ran in another thread than watch()")
+            return
+        if not self.running:
+            self.times.clear()
+            self.recording.n_forwards += 1
+            self.re_enter()
+        self.running.append(name)
+        self.inputs.append((module, inputs, named))
+        if name not in self.recording.ran:
+            self.meet(name, type(module), UNSEEN)
+
+    def ends(self, name: str) -> None:
+        """Know that it has ended."""
+        if threading.get_ident() == self.thread and name in self.running:
+            while self.running.pop() != name:  # a module that was left by an exception
+                pass
+            del self.inputs[len(self.running) :]
+            if not self.running:
+                self.again.close()
+
+    @contextlib.contextmanager
+    def unhooked(self, module: nn.Module) -> Iterator[None]:
+        """Leave `module` and all in it without hooks while the body runs: a graph would be traced through them."""
+        hooked = [(one, self.hooks[one]) for one in module.modules() if one in self.hooks]
+        for one, hooks in hooked:
+            hooks.take_from(one)
+        try:
+            yield
+        finally:
+            for one, hooks in hooked:
+                hooks.put_on(one)
+
+    def meet(self, name: str, kind: type[nn.Module], likely: str = UNSEEN) -> None:
+        """Remember a module that ran, if it looks like attention, and what to say should nothing be seen inside it."""
+        if (
+            issubclass(kind, nn.MultiheadAttention)
+            or LOOKS_LIKE_ATTENTION.search(kind.__name__)
+            or NAMED_LIKE_ATTENTION.search(name.rpartition(".")[2])
+        ):
+            self.recording.ran[name] = Ran(kind.__name__, likely)
 
     def re_enter(self) -> None:
         """Open the function mode for a layer that runs again during backward, where torch turns modes off."""
@@ -130,23 +183,14 @@ def standing_beside(model: nn.Module, whereabouts: Whereabouts, report: Report) 
     What `watch` and `edit` have in common: one reports to a recorder, the other to an editor.
     """
     with contextlib.ExitStack() as stack:
+        regions = stack.enter_context(compiled(model, whereabouts, report))
         for name, module in model.named_modules():
-            if not _is_leaf_of_torch(module):
+            if not is_leaf_of_torch(module) and module not in regions:
                 stack.enter_context(whereabouts.following(name, module))
-        if stack.enter_context(uncompiled()) and any(map(_is_compiled, model.modules())):
-            whereabouts.recording.note("the compiled model ran uncompiled while it was watched")
+        stack.enter_context(uncompiled())
         told = report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note
         calls = FusedCalls(*told, gradients=whereabouts.also_backward)
         stack.enter_context(asked_of_interface(calls.through))
         stack.enter_context(flash_attention(calls.see_flash))
         whereabouts.mode = stack.enter_context(calls)
         yield
-
-
-def _is_leaf_of_torch(module: nn.Module) -> bool:
-    """Say whether `module` is one of torch's own that cannot hold attention: Linear, LayerNorm, Dropout, ..."""
-    return type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
