@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 NUMBERS = itertools.count()
 UNKNOWN = "it was compiled in a way that is not known here"
 STANCE = "torch.compiler.set_stance was there before"
-ANOTHER = "more than it is being watched or edited"
+ANOTHER = "something else is watched or edited at the same time"
 
 
 @dataclass(eq=False)
@@ -149,10 +149,13 @@ class Region:
                 try:
                     return self.run(watched, regions, args, kwargs)
                 except compiler_errors() as error:
-                    reason = watched.refused = why(error)
+                    reason = why(error)
             for region in regions:
                 region.beside.recording.note(note(region.name, reason))
-            return regions[-1].before(*args, **kwargs)
+            result = regions[-1].before(*args, **kwargs)
+            if reason != ANOTHER:
+                watched.refused = reason  # from now on: had it been the model's own error, we would not be here
+            return result
 
     def run(self, watched: Watched, regions: "list[Region]", args: Any, kwargs: Any) -> Any:
         """Run the graphs that tell, as if nobody watched but they."""
@@ -230,13 +233,13 @@ def ready(module: nn.Module, entry: Any, made: list[tuple[type[nn.Module], Watch
     `made` are those of this model. Says False where torch no longer keeps how a module was compiled as it does today.
     """
     free = inspect.getclosurevars(entry).nonlocals if inspect.isfunction(entry) else {}
-    context = free.get("self")
+    context: Any = free.get("self")
     if not callable(getattr(context, "callback", None)) or getattr(context, "_shapes_spec", None) is not None:
         return False
     from torch._dynamo.eval_frame import innermost_backend
 
     backend, dynamic = innermost_backend(context.callback), getattr(context, "_dynamic", None)
-    kind = type(getattr(module, "_orig_mod", module))
+    kind: type[nn.Module] = type(getattr(module, "_orig_mod", module))
     if module in GRAPHS and GRAPHS[module].serves(backend, dynamic):
         made.append((kind, GRAPHS[module]))
         return True
@@ -256,7 +259,7 @@ def stance_taken() -> bool:
     """Say whether somebody told torch's compiler what to do with compiled code, before anybody watched."""
     from torch._dynamo import eval_frame
 
-    stance = eval_frame._stance
+    stance: Any = eval_frame._stance
     return watching() == 0 and (stance.stance != "default" or stance.backend is not None)
 
 

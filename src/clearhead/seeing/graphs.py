@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.seeing.byhand import WHAT
+from clearhead.seeing.flash import op_name
 from clearhead.seeing.flex import is_flex
-from clearhead.seeing.sighting import Sighting
-from clearhead.seeing.sites import FUSED, LogSumExp
+from clearhead.seeing.normaliser import LogSumExp
+from clearhead.seeing.sighting import Sighting, dtype_in_kernel
+from clearhead.seeing.sites import FUSED
 
 TORCHS_OWN = F.multi_head_attention_forward
 NEED_WEIGHTS = 15  # its place among the arguments of that function
@@ -74,6 +76,8 @@ TOLD = Told()
 def operator_of_ours() -> Callable[..., None]:
     """Return the operator, which is made when the first graph wants it: torch imports much of its compiler for it."""
 
+    from torch._library.effects import EffectType
+
     def saw(
         query: Tensor,
         key: Tensor,
@@ -95,7 +99,7 @@ def operator_of_ours() -> Callable[..., None]:
     tags = (torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe)
     made = torch.library.custom_op("clearhead::saw", saw, mutates_args=(), tags=tags)
     made.register_fake(lambda *_: None)
-    made.register_effect(torch.library.EffectType.ORDERED)
+    made.register_effect(EffectType.ORDERED)
     return torch.ops.clearhead.saw.default
 
 
@@ -113,9 +117,7 @@ def beside(
     look = LogSumExp()  # type: ignore[no-untyped-call]
     with look:
         out = FUSED(query, key, value, attn_mask, dropout_p, is_causal, **rest)
-    q, k, v = query.detach(), key.detach(), value.detach()
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
-        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))  # as the kernel read them
+    q, k, v = (x.detach().to(dtype_in_kernel(x)) for x in (query, key, value))
     mask = None if attn_mask is None else attn_mask.detach()
     operator_of_ours()(q, k, v, out.detach(), look.found, mask, rest.get("scale"), dropout_p, is_causal, site)
     return out
@@ -153,8 +155,10 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
         if node.target is FUSED:
             given = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
             mask = masks.setdefault(given, len(masks))
-            key, value = (node.kwargs.get(by, node.args[at] if len(node.args) > at else None)
-                          for at, by in ((1, "key"), (2, "value")))
+            key, value = (
+                node.kwargs.get(by, node.args[at] if len(node.args) > at else None)
+                for at, by in ((1, "key"), (2, "value"))
+            )
             group = repeats(key) if repeats(key) == repeats(value) else 1
         else:
             mask = masks.setdefault(node, len(masks))  # put together inside
@@ -198,6 +202,8 @@ def untold(node: torch.fx.Node) -> str | None:
     """Say why the attention that a node is cannot be told of from inside a graph; None of all other nodes."""
     if is_flex(node.target):
         return "flex_attention"
+    if op_name(node.target) is not None:
+        return "flash_attn or varlen_attn"
     if getattr(node.target, "__name__", None) in INFERENCE_KERNELS:
         return "nn.MultiheadAttention's inference kernel"
     if node.target is TORCHS_OWN:

@@ -44,7 +44,7 @@ class Hooks:
     def put_on(self, module: nn.Module) -> None:
         """Put them back where they were: before all others, and after them."""
         module._forward_pre_hooks[self.first] = self.begins
-        module._forward_pre_hooks.move_to_end(self.first, last=False)
+        module._forward_pre_hooks.move_to_end(self.first, last=False)  # type: ignore[attr-defined]  # it is ordered
         module._forward_pre_hooks_with_kwargs[self.first] = True
         module._forward_hooks[self.last] = self.ends
         module._forward_hooks_always_called[self.last] = True
