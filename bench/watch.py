@@ -1,9 +1,10 @@
-"""What watching costs, and what it saves: five claims, each beside its peer in the same run.
+"""What watching costs, and what it saves: six claims, each beside its peer in the same run.
 
-    python bench/watch.py [--only forward maps tile whole attnread] [--layers 12] [--rounds 8]
+    python bench/watch.py [--only forward compiled maps tile whole attnread] [--layers 12] [--rounds 8]
                           [--tokens 512 2048] [--map-tokens 4096] [--tile-tokens 1024 4096 16384] [--whole-tokens 16384]
 
 forward   a watched forward against a plain one, in time and in what is kept
+compiled  the same by torch.compile, default backend: watched while a second graph runs, against the first
 maps      forward and the exact 64 x 64 overview of every head of transformers' GPT-2, against its output_attentions
           (eager, the maps pooled to the same size) and against a forward that sees nothing, in time and peak memory
 tile      any 256 x 256 tile of exact weights, at lengths 1 : 4 : 16, to see that it does not grow
@@ -127,13 +128,21 @@ def forward(asked: argparse.Namespace) -> None:
         forward_at(n_tokens, asked)
 
 
-def forward_at(n_tokens: int, asked: argparse.Namespace) -> None:
-    model = theirs("Bert", n_tokens, asked.layers, "sdpa")
+def compiled(asked: argparse.Namespace) -> None:
+    for n_tokens in asked.tokens:
+        torch.compiler.reset()
+        forward_at(n_tokens, asked, torch.compile(theirs("Bert", n_tokens, asked.layers, "sdpa"), dynamic=False))
+
+
+def forward_at(n_tokens: int, asked: argparse.Namespace, model: Any = None) -> None:
+    if model is None:
+        model = theirs("Bert", n_tokens, asked.layers, "sdpa")
     tokens = torch.randint(0, VOCABULARY, (1, n_tokens), device=DEVICE)
     plain = model(tokens).last_hidden_state
     with clearhead.watch(model) as seen:
         watched = model(tokens).last_hidden_state
     assert torch.equal(plain, watched), "watching changed the output"
+    assert not seen.notes, seen.notes
     print(f"forward, {n_tokens:,} tokens, {asked.layers} layers; kept {seen.nbytes / 2**20:,.0f} MiB")
     del seen, plain, watched
 
@@ -242,7 +251,7 @@ def attnread(asked: argparse.Namespace) -> None:
     compare({"watch and maps": ours, "attnread": its}, "watch and maps", asked.rounds)
 
 
-CLAIMS = {claim.__name__: claim for claim in (forward, maps, tile, whole, attnread)}
+CLAIMS = {claim.__name__: claim for claim in (forward, compiled, maps, tile, whole, attnread)}
 
 
 @torch.no_grad()

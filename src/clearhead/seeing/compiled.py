@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 NUMBERS = itertools.count()
 UNKNOWN = "it was compiled in a way that is not known here"
 STANCE = "torch.compiler.set_stance was there before"
+LIMIT = "torch.compile's recompile_limit is reached"
 ANOTHER = "something else is watched or edited at the same time"
 
 
@@ -153,7 +154,7 @@ class Region:
             for region in regions:
                 region.beside.recording.note(note(region.name, reason))
             result = regions[-1].before(*args, **kwargs)
-            if reason != ANOTHER:
+            if reason not in (ANOTHER, LIMIT):
                 watched.refused = reason  # from now on: had it been the model's own error, we would not be here
             return result
 
@@ -239,7 +240,8 @@ def ready(module: nn.Module, entry: Any, made: list[tuple[type[nn.Module], Watch
     from torch._dynamo.eval_frame import innermost_backend
 
     backend, dynamic = innermost_backend(context.callback), getattr(context, "_dynamic", None)
-    kind: type[nn.Module] = type(getattr(module, "_orig_mod", module))
+    original: nn.Module = getattr(module, "_orig_mod", module)
+    kind = type(original)
     if module in GRAPHS and GRAPHS[module].serves(backend, dynamic):
         made.append((kind, GRAPHS[module]))
         return True
@@ -272,7 +274,11 @@ def compiler_errors() -> tuple[type[Exception], ...]:
 
 def why(error: Exception) -> str:
     """Say why a module could not be traced into one graph that tells."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
     error = getattr(error, "inner_exception", error)
+    if isinstance(error, FailOnRecompileLimitHit):
+        return LIMIT
     if isinstance(error, CannotRecord):
         return f"its graph holds {error}"
     return f"torch could not make one graph of it: {str(error).strip().partition(chr(10))[0]}"

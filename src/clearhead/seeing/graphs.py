@@ -30,7 +30,7 @@ from clearhead.seeing.sites import FUSED
 TORCHS_OWN = F.multi_head_attention_forward
 NEED_WEIGHTS = 15  # its place among the arguments of that function
 INFERENCE_KERNELS = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
-REFUSED_INSIDE = "attention inside activation checkpointing, a condition or another graph within its graph"
+REFUSED_INSIDE = "attention in a graph inside it: activation checkpointing, a condition"
 BY_HAND = "attention written by hand, which is recognised only where it runs as Python"
 
 

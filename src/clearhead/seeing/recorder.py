@@ -61,9 +61,11 @@ def watch(
     gradient by every call's output, once the model has run backwards, for maps of gradient x attention.
 
     Seen are fused calls, nn.MultiheadAttention, attention written out by hand, flex_attention, flash_attn 2, torch's
-    varlen_attn, and what transformers' attention interface is asked for. Exceptions to "nothing changes", in
-    `seen.notes` when they happened: a compiled model or flex_attention runs uncompiled, and nn.MultiheadAttention
-    leaves its inference kernel; outputs then move in the last digits.
+    varlen_attn, and what transformers' attention interface is asked for. A model under torch.compile is compiled once
+    more, for watching, and its graphs run; its own stay as they are. Exceptions to "nothing changes", in `seen.notes`
+    when they happened: a compiled model whose attention cannot be told from within one graph (by hand, flex_attention,
+    graph breaks, `gradients`) and flex_attention run uncompiled, and nn.MultiheadAttention leaves its inference kernel;
+    outputs then move in the last digits.
     """
     if not isinstance(model, nn.Module):
         raise WatchError(f"watch() expects the torch.nn.Module that will run, got a {type(model).__name__}")
