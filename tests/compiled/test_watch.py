@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clearhead.attention import attention_map
+from clearhead.attention import CAUSAL, attend, attention_map
 from clearhead.models.bert import Bert, BertConfig
 from clearhead.models.gpt import GPTConfig, GPTForCausalLM
 from clearhead.seeing import Recording, edit, watch
@@ -47,12 +47,17 @@ class Attention(nn.Module):
     def __init__(self, how: str = "causal") -> None:
         super().__init__()
         self.qkv, self.out, self.how = nn.Linear(32, 96), nn.Linear(32, 32), how
+        self.sinks = torch.randn(4)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, time, _ = x.shape
         q, k, v = self.qkv(x).view(batch, time, 3, 4, 8).permute(2, 0, 3, 1, 4)
         if self.how == "by hand":
             out = F.softmax(q @ k.mT * 8**-0.5, -1) @ v
+        elif self.how == "turned":
+            out = (v.mT @ F.softmax(q @ k.mT * 8**-0.5, -1).transpose(-2, -1)).mT
+        elif self.how == "sinks":
+            out = attend(q, k, v, CAUSAL, sinks=self.sinks)
         elif self.how == "chosen":  # another mask in every layer, of what it was given
             mask = (x[:, None, :, None, 0] + x[:, None, None, :, 1] > 0) | torch.eye(time, dtype=torch.bool)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -209,6 +214,8 @@ def test_lengths_that_vary_are_compiled_as_often_as_without_watching() -> None:
     ("how", "reason"),
     [
         ("by hand", "its graph holds attention written by hand, which is recognised only where it runs as Python"),
+        ("turned", "its graph holds attention written by hand"),
+        ("sinks", "its graph holds attention with sinks of our own"),
         ("again", "its graph holds attention in a graph inside it: activation checkpointing, a condition"),
         ("break", "torch could not make one graph of it: "),
     ],

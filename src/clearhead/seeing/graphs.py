@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clearhead.seeing.byhand import WHAT
+from clearhead.attention import attend_with_sinks
 from clearhead.seeing.flash import op_name
 from clearhead.seeing.flex import is_flex
 from clearhead.seeing.normaliser import LogSumExp
 from clearhead.seeing.sighting import Sighting, dtype_in_kernel
 from clearhead.seeing.sites import FUSED
+from clearhead.seeing.vocabulary import TURNS, WHAT
 
 TORCHS_OWN = F.multi_head_attention_forward
 NEED_WEIGHTS = 15  # its place among the arguments of that function
@@ -206,6 +207,8 @@ def untold(node: torch.fx.Node) -> str | None:
         return "flash_attn or varlen_attn"
     if getattr(node.target, "__name__", None) in INFERENCE_KERNELS:
         return "nn.MultiheadAttention's inference kernel"
+    if node.target is FUSED and f"in {attend_with_sinks.__name__}" in (node.stack_trace or ""):
+        return "attention with sinks of our own, which the fused call takes for keys"
     if node.target is TORCHS_OWN:
         asked = node.kwargs.get("need_weights", node.args[NEED_WEIGHTS] if len(node.args) > NEED_WEIGHTS else True)
         return "nn.MultiheadAttention that is asked for its weights" if asked else None
@@ -225,12 +228,14 @@ def untold(node: torch.fx.Node) -> str | None:
 
 
 def what(node: torch.fx.Node) -> str | None:
-    """Return what is done by a node, in the words of `byhand.WHAT`."""
-    if node.op == "call_method":
-        return WHAT.get(getattr(Tensor, str(node.target), None))  # type: ignore[arg-type]
-    if node.op != "call_function":
-        return None
+    """Return what is done by a node, in the words of `vocabulary.py`; `turn` where axes change places."""
     name = getattr(node.target, "__name__", "")
-    if getattr(node.target, "__module__", None) == "_operator":  # a @ b, a * b, ...
-        return WHAT.get(getattr(Tensor, f"__{name.strip('_')}__", None))  # type: ignore[arg-type]
-    return WHAT.get(node.target)  # type: ignore[arg-type]
+    if node.op == "call_method":
+        function = getattr(Tensor, str(node.target), None)
+    elif node.target is getattr:  # x.mT
+        return "turn"
+    elif getattr(node.target, "__module__", None) == "_operator":  # a @ b, a * b, ...
+        function = getattr(Tensor, f"__{name.strip('_')}__", None)
+    else:
+        function = node.target if node.op == "call_function" else None
+    return "turn" if function in TURNS else WHAT.get(function)  # type: ignore[arg-type]
