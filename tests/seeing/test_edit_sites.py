@@ -115,6 +115,23 @@ def test_attention_by_hand_is_edited() -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_vit_of_timm_is_edited_fused_and_not(timm: Any, gradient: bool) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, depth=2).eval()
+    pictures, found = torch.randn(2, 3, 32, 32, requires_grad=gradient), []
+    for fused in (True, False):
+        for block in model.blocks:
+            block.attn.fused_attn = fused
+        with edit(model) as change, torch.set_grad_enabled(gradient):
+            change.cut(None, 0, None, 2, renormalise=False)
+            change.replace(1, 1, torch.full((5, 5), 0.2), batch=1)
+            change.switch_off(0, 2)
+            out = model(pictures)
+        found.append(torch.autograd.grad(out.square().sum(), pictures)[0] if gradient else out)
+    assert found[0].abs().max() > 1e-4
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
 def test_in_torchs_own_attention_the_inner_one_sees_what_the_outer_one_left() -> None:
     layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).eval()
     x = torch.randn(2, 5, 32)

@@ -107,6 +107,44 @@ def test_links_carry_their_weight_and_only_those_with_any_are_tried() -> None:
     assert len(effect(model, tokens, over="links", layer=0, head=1)) == 6 * 7 // 2
 
 
+def test_links_of_all_heads_are_ranked_together_unless_they_are_too_many(
+    model: nn.Module, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = effect(model, tokens, 0, over="links", query=0)
+    assert len(found) == 3 * 4 * 7 and {(row.layer, row.head) for row in found} == {
+        (i, h) for i in range(3) for h in range(4)
+    }
+    alone = {row.key: row.after for row in effect(model, tokens, 0, over="links", layer=1, head=2, query=0)}
+    assert alone == pytest.approx({row.key: row.after for row in found if (row.layer, row.head) == (1, 2)}, abs=1e-5)
+    assert len(effect(model, tokens, 0, over="links", layer=2, query=0)) == 4 * 7
+    monkeypatch.setattr("clearhead.seeing.effects.MOST", 83)
+    with pytest.raises(InputError, match="more than 83 links"):
+        effect(model, tokens, 0, over="links", query=0)
+
+
+def test_a_model_is_what_it_was_when_ctrl_c_ends_it(model: nn.Module, tokens: Tensor) -> None:
+    class Pressed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.runs, self.last = model, 0, 4
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            self.runs += 1
+            logits = self.inner(tokens)
+            if self.runs == self.last:
+                raise KeyboardInterrupt
+            return logits
+
+    pressed = Pressed().eval()
+    with torch.no_grad():
+        plain = model(tokens)
+        with pytest.raises(KeyboardInterrupt):
+            effect(pressed, tokens, 0, over="links", layer=0, head=1, at_once=8)
+        assert torch.equal(model(tokens), plain)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pressed.modules())
+    assert torch._C._len_torch_function_stack() == 0
+
+
 def test_a_token_is_hidden_from_all_others_and_may_see_itself(model: nn.Module, tokens: Tensor) -> None:
     found = {row.key: row.after for row in effect(model, tokens, 0, over="tokens")}
     with edit(model) as change, torch.no_grad():
@@ -172,7 +210,7 @@ def test_the_next_token_is_predicted_behind_the_last_that_is_no_padding() -> Non
         ({"target": "god"}, "target='god' is no class of this model; did you mean 'good'"),
         ({"target": 3}, "the model gives 3 logits, counted from 0"),
         ({"target": lambda logits: logits}, r"one number a row, 1 here: it gave \(1, 3\)"),
-        ({"over": "links", "layer": 1}, "say layer= and head="),
+        ({"over": "links", "query": 7}, "there is no query 7: the layers have up to 7"),
         ({"layer": 3}, "there is no layer 3: 0 to 2 ran"),
         ({"inputs": {"tokens": [1]}}, "inputs hold no tensor"),
     ],

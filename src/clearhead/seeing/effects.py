@@ -25,10 +25,12 @@ from clearhead.seeing.continuing import Met
 from clearhead.seeing.editing import Edits, edit
 from clearhead.seeing.questions import CROSS
 from clearhead.seeing.recorder import watch
+from clearhead.seeing.recording import Recording
 from clearhead.seeing.target import Inputs, Target, n_texts, reader, repeated, run, values
 
 Over = Literal["heads", "layers", "links", "tokens"]
 
+MOST = 100_000  # links that are tried: each is a row of a batch, so hours
 SHOWN = 10  # rows of a table that is printed
 SAME = 1e-3  # relative; two batch sizes differ by rounding, a model that mixes its batch by more
 
@@ -129,11 +131,12 @@ def effect(
     target:  a function of the model's output that gives one number a row; or the number of a class or token, or the
              name of a class; without it, the likeliest. Of outputs (rows, classes) it is that logit; of (rows, time,
              tokens) the one at the last position, by `attention_map` if `inputs` has one.
-    over:    "heads" and "layers" are switched off. "links" are those of one `head` of one `layer`, and of one `query`
-             if given: each is cut. "tokens" are hidden from all other positions, in all heads of all layers.
+    over:    "heads" and "layers" are switched off, "links" are cut: those of `layer`, `head` and `query` where given,
+             else of all. "tokens" are hidden from all other positions, in all heads of all layers.
     renormalise: as in `Edits.cut`. `at_once`: how many rows a batch may have; 1 removes one thing at a time.
 
-    InputError for what cannot be understood, WatchError for a model in training or whose attention was not seen.
+    InputError for what cannot be understood, WatchError for a model in training or whose attention was not seen. The
+    model is what it was, also where Ctrl-C ends it.
     """
     if model.training:
         raise WatchError("effect() compares outputs, which are random in training: call model.eval() first")
@@ -238,22 +241,33 @@ def _cases(
     layers = [layer] if layer is not None else sorted(met)
     if over == "layers":
         return [Case(layer=i) for i in layers]
+    if head is not None and not 0 <= head < (most := max(met[i].n_heads for i in layers)):
+        raise InputError(f"there is no head {head}: the layers have up to {most}")
     if over == "heads":
-        cases = [Case(layer=i, head=h) for i in layers for h in range(met[i].n_heads) if head in (None, h)]
-        if not cases:
-            raise InputError(f"there is no head {head}: the layers have up to {max(met[i].n_heads for i in layers)}")
-        return cases
-    if layer is None or head is None:
-        raise InputError('over="links" cuts the links of one head: say layer= and head=, and query= for those of one')
-    with watch(model, layers=[layer], heads=[head]) as seen:
+        return [Case(layer=i, head=h) for i in layers for h in range(met[i].n_heads) if head in (None, h)]
+    with watch(model, layers=layers, heads=None if head is None else [head]) as seen:
         run(model, inputs)
-    rows = None if query is None else [query]
-    weights = sum(seen.map(layer, head, rows, batch=i, call=0) for i in range(seen.call(layer, 0).batch))
-    assert isinstance(weights, Tensor)
-    weights = weights / seen.call(layer, 0).batch
-    places = range(met[layer].n_queries) if query is None else [range(met[layer].n_queries)[query]]
-    pairs = [(i, key) for i in range(len(places)) for key in range(weights.shape[1])]
-    return [Case(layer, head, places[i], key, float(weights[i, key])) for i, key in pairs if weights[i, key] > 0]
+    return _links(seen, query)
+
+
+def _links(seen: Recording, query: int | None) -> list[Case]:
+    """Return the links with any weight in some text, of one query or of all."""
+    found: list[Case] = []
+    for layer in seen.numbers:
+        call = seen.call(layer, 0)
+        if query is not None and not -call.n_queries <= query < call.n_queries:
+            continue
+        places = list(range(call.n_queries)) if query is None else [range(call.n_queries)[query]]
+        for one in call.heads:
+            weights = torch.stack([seen.map(layer, one, places, batch=i, call=0) for i in range(call.batch)]).mean(0)
+            rows, keys = weights.nonzero().unbind(1)
+            if len(found) + len(rows) > MOST:
+                raise InputError(f"more than {MOST:,} links: say whose, layer=, head= and query= name fewer")
+            known = zip(rows.tolist(), keys.tolist(), weights[rows, keys].tolist())
+            found += [Case(layer, one, places[row], key, weight) for row, key, weight in known]
+    if query is not None and not found:
+        raise InputError(f"there is no query {query}: the layers have up to {seen.call(seen.numbers[0], 0).n_queries}")
+    return found
 
 
 def _has(row: Effect, name: str) -> bool:
