@@ -45,10 +45,10 @@ TEXT = """
 albert arcee bart bert big_bird biogpt blenderbot blenderbot-small bloom camembert codegen cohere cohere2 ctrl
 data2vec-text deberta deberta-v2 diffllama distilbert electra ernie ernie4_5 exaone4 falcon flaubert fsmt gemma
 gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gpt_oss gptj granite granitemoe
-helium ibert jetmoe lfm2 llama luke m2m_100 marian markuplm mbart megatron-bert mistral mixtral modernbert
+helium ibert jetmoe lfm2 llama luke m2m_100 marian markuplm mbart megatron-bert mistral mixtral mobilebert modernbert
 modernbert-decoder mpnet mpt mt5 mvp nllb-moe olmo olmo2 olmoe openai-gpt opt pegasus persimmon phi phi3 phimoe
 plbart prophetnet qwen2 qwen2_moe qwen3 qwen3_moe rembert roberta roberta-prelayernorm roc_bert roformer smollm3
-stablelm starcoder2 switch_transformers t5 umt5 xglm xlm xlm-roberta xlm-roberta-xl xlnet
+squeezebert stablelm starcoder2 switch_transformers t5 umt5 xglm xlm xlm-roberta xlm-roberta-xl xlnet
 """.split()
 
 # What a kind needs besides.
@@ -71,6 +71,7 @@ NOT: dict[str, set[str]] = {  # settings that a kind derives from others, or ref
 OTHER_WEIGHTS: dict[str, int] = {
     "diffllama": 4,  # one map a layer, of two calls whose outputs are subtracted
     "prophetnet": 8,  # the scores of its main stream, before the softmax
+    "squeezebert": 2,  # the same
     "wavlm": 2,  # the mean over heads
     **dict.fromkeys(["swin", "swinv2", "donut-swin"], 4),  # one map a stage
     **{"levit": 5, "mobilevit": 9},  # nothing
@@ -122,8 +123,6 @@ UNSEEN: dict[str, tuple[int, list[str]]] = {
     "yoso": (0, ["encoder.layer.0.attention.self", "encoder.layer.1.attention.self"]),  # hashing
     "rwkv": (0, ["blocks.0.attention", "blocks.1.attention"]),  # a recurrence
     "minimax": (1, ["layers.1.self_attn"]),  # every other layer is linear attention
-    "squeezebert": (2, ["encoder.layers.0.post_attention", "encoder.layers.1.post_attention"]),  # a convolution's name
-    "mobilebert": (2, ["encoder.layer.0.bottleneck.attention", "encoder.layer.1.bottleneck.attention"]),  # a layer's
     "fnet": (0, []),  # a Fourier transform
     "mamba": (0, []),  # a state-space model
 }

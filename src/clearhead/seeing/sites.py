@@ -32,6 +32,7 @@ from clearhead.seeing.interface import Asked
 from clearhead.seeing.layouts import Reader
 from clearhead.seeing.normaliser import LogSumExp
 from clearhead.seeing.sighting import Report, Sighting, dtype_in_kernel
+from clearhead.seeing.trials import Trial
 
 __all__ = ["FusedCalls", "Report", "Sighting", "uncompiled", "unwatched"]
 
@@ -69,6 +70,7 @@ class FusedCalls(TorchFunctionMode):
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
         self.by_hand = ByHand(self.found_by_hand, self.lost, gradients)
         self.flash, self.in_flash = Reader(note), False
+        self.trials: list[Trial] = []  # of running modules that are named like attention
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -89,7 +91,9 @@ class FusedCalls(TorchFunctionMode):
         if (name := op_name(func)) is not None and not torch.compiler.is_compiling():
             below = name.startswith("flash_attn") and not torch.is_grad_enabled()
             return self.see_flash(lambda: func(*args, **kwargs), named(func, args, kwargs), below)
-        return self.by_hand.run(func, args, kwargs)
+        out = self.by_hand.run(func, args, kwargs)
+        self.trials = self.trials and [trial for trial in self.trials if trial.goes_on(func, args, kwargs, out)]
+        return out
 
     def see(
         self,

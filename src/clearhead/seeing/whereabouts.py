@@ -20,6 +20,7 @@ from clearhead.seeing.interface import asked_of_interface
 from clearhead.seeing.recording import Ran, Recording
 from clearhead.seeing.sighting import Report, Sighting
 from clearhead.seeing.sites import FusedCalls, uncompiled
+from clearhead.seeing.trials import Trial
 
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
 NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
@@ -78,7 +79,7 @@ class Whereabouts:
             self.begins(name, module, inputs, named)
 
         def ends(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.ends(name)
+            self.ends(name, output)
 
         hooks = self.hooks[module] = Hooks(
             begins,
@@ -104,13 +105,19 @@ class Whereabouts:
         self.inputs.append((module, inputs, named))
         if name not in self.recording.ran:
             self.meet(name, type(module), UNSEEN)
+            if name in self.recording.ran and self.mode is not None:
+                self.mode.trials.append(Trial(name, inputs, named))
 
-    def ends(self, name: str) -> None:
-        """Know that it has ended."""
+    def ends(self, name: str, output: Any = None) -> None:
+        """Know that it has ended, and where it cannot have been attention, forget that it was named like that."""
         if threading.get_ident() == self.thread and name in self.running:
             while self.running.pop() != name:  # a module that was left by an exception
                 pass
             del self.inputs[len(self.running) :]
+            if self.mode is not None and self.mode.trials:
+                if any(trial.name == name and trial.cleared(output) for trial in self.mode.trials):
+                    del self.recording.ran[name]
+                self.mode.trials = [trial for trial in self.mode.trials if trial.name in self.running]
             if not self.running:
                 self.again.close()
 
