@@ -216,7 +216,7 @@ def whole(asked: argparse.Namespace) -> None:
             assert abs(float(cells.sum()) / (len(cells) * n_tokens) - 1) < 1e-3, "an overview lost weight"
         took["overviews"] = time.perf_counter() - start
 
-    held = peak(run)
+    held, _ = peak(run)
     dense = asked.layers * model.config.n_heads * n_tokens**2 * DTYPE.itemsize / 2**30
     print(
         f"whole, {n_tokens:,} tokens, {asked.layers} layers: watched forward {took['forward']:.1f} s, overviews of all "
