@@ -47,6 +47,22 @@ def test_a_rebuilt_model_says_the_same(model) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_every_weight_is_laid_out_once(model) -> None:
+    # Half of the time and of the memory, once: what had been replaced was packed too.
+    laid_out: list[int] = []
+
+    def linear(weight, bias, then) -> PlainLinear:
+        laid_out.append(weight.numel())
+        return PlainLinear(weight, bias, then)
+
+    rebuilt(model, linear)
+    layers = [each.weight.numel() for each in model.modules() if isinstance(each, torch.nn.Linear)]
+    if model.head is None:
+        layers.append((model.gpt if isinstance(model, GPTForCausalLM) else model).words.weight.numel())
+    assert sum(laid_out) == sum(layers)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_packed_float32_writes_the_same(model) -> None:
     needs(torch.float32)
     fast, prompts = pack_decoder(model), texts(4, 9)

@@ -203,7 +203,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         whole, self.scale = eight_bits(weight)
         self.spare = -weight.shape[1] % KERNEL_READS
-        self.whole = F.pad(whole, (0, self.spare))
+        self.whole = F.pad(whole, (0, self.spare)).contiguous()  # a frozen GPT-2's lie turned
         self.bias, self.then = bias, then
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ decoder here can be packed, and `watch` sees it. A model trained further has to 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -84,17 +84,7 @@ def rebuilt(model: Model, linear: MakeLinear) -> Model:
     """Return a copy of `model` whose linear layers are made by `linear`; all other parameters are shared with it."""
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, memo=dict(shared))
-    makers: list[tuple[nn.Module, str, Callable[[], nn.Module]]] = []
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if type(child) is MultiHeadAttention and name != "cross_attention":
-                makers.append((module, name, partial(PackedAttention, child, linear)))
-            elif type(child) is FeedForward:
-                makers.append((module, name, partial(PackedFeedForward, child, linear)))
-            elif type(child) is GatedFeedForward:
-                makers.append((module, name, partial(PackedGatedFeedForward, child, linear)))
-            elif type(child) is nn.Linear:
-                makers.append((module, name, partial(linear, child.weight.detach(), bias_of(child), None)))
+    makers = list(replacements(twin, linear))
     if twin.head is None:
         words = twin.gpt.words if isinstance(twin, GPTForCausalLM) else twin.words
         makers.insert(0, (twin, "head", partial(linear, words.weight.detach(), None, None)))  # the largest by far
@@ -103,6 +93,21 @@ def rebuilt(model: Model, linear: MakeLinear) -> Model:
         for (module, name, _), layer in zip(makers, made):
             setattr(module, name, layer)
     return twin.train(model.training)
+
+
+def replacements(module: nn.Module, linear: MakeLinear) -> Iterator[tuple[nn.Module, str, Callable[[], nn.Module]]]:
+    """Yield who holds a layer to replace, its name there and what makes the new one; no weight comes twice."""
+    for name, child in module.named_children():
+        if type(child) is MultiHeadAttention and name != "cross_attention":
+            yield module, name, partial(PackedAttention, child, linear)
+        elif type(child) is FeedForward:
+            yield module, name, partial(PackedFeedForward, child, linear)
+        elif type(child) is GatedFeedForward:
+            yield module, name, partial(PackedGatedFeedForward, child, linear)
+        elif type(child) is nn.Linear:
+            yield module, name, partial(linear, child.weight.detach(), bias_of(child), None)
+        else:
+            yield from replacements(child, linear)
 
 
 def pack_decoder(model: Model, dtype: torch.dtype | None = None, *, tokens: int | None = None) -> Model:
