@@ -91,6 +91,16 @@ def test_int8_weights_are_within_half_a_step_and_scales_exact() -> None:
     assert layer.whole.abs().amax(1).min() >= 120  # the byte is used
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8], ids=str)
+def test_a_weight_that_lies_turned_is_laid_out_like_any_other(dtype: torch.dtype) -> None:
+    needs(dtype)
+    columns = torch.randn(48, 96).T.chunk(3)[1]  # as a frozen GPT-2 has them
+    x = torch.randn(2, 48)
+    makers = {linear.layout(dtype, None)[0], linear.layout(dtype, 1)[0]}
+    for make in makers | ({Int8Linear} if dtype == torch.int8 else set()):
+        assert torch.equal(make(columns, None, None)(x), make(columns.contiguous(), None, None)(x))
+
+
 def test_a_row_of_zeros_stays_zeros() -> None:
     assert (Int8Linear(torch.zeros(3, 32), None, None)(torch.randn(1, 32)) == 0).all()
     if not linear.bytes_obstacle():
