@@ -15,8 +15,10 @@ and SeerAttention for block statistics, HiGlass for genomics). Next: `statistics
 import bisect
 import importlib.util
 import itertools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -30,6 +32,10 @@ Mode = Literal["sum", "max"]
 
 WIDEST = 512  # bytes of a query that the kernel can hold: 128 numbers in float32, 256 in bfloat16
 RUN = 16  # blocks summed by one product: every number is multiplied that often, so few
+# The ways in which the kernel was compiled in this process, and why one is not to be used, or nothing where it was
+# found to say what tiles say. A GPU or a Triton that nobody tried may compile it wrongly, and a picture would not show it.
+PROVED: dict[tuple[object, ...], str] = {}
+AGREES = 1e-3  # of the largest block: rounding is a thousand times smaller, and what is wrong much larger
 LONG = 32  # keys of a block from which a sum along them costs less than one across queries
 
 
@@ -71,10 +77,22 @@ def pooled(
     part: tiles.Part = tiles.WHOLE,
 ) -> Float[Tensor, "heads row_blocks col_blocks"]:
     """Return the sum or the largest of the weights in each block between the cuts, which only grow."""
+    done = _in_one_pass(call, batch, heads, row_cuts, col_cuts, mode, part)
+    return _by_tiles(call, batch, heads, row_cuts, col_cuts, mode, part) if done is None else done
+
+
+def _by_tiles(
+    call: Call,
+    batch: int,
+    heads: Sequence[int],
+    row_cuts: Sequence[int],
+    col_cuts: Sequence[int],
+    mode: Mode,
+    part: tiles.Part,
+) -> Tensor:
+    """Return what `pooled` does, from a sweep."""
     shape = (len(heads), len(row_cuts) - 1, len(col_cuts) - 1)
     found = torch.zeros(shape, dtype=call.exact, device=call.q.device)
-    if (done := _in_one_pass(call, batch, heads, row_cuts, col_cuts, mode, part)) is not None:
-        return done
     part = replace(
         part,
         rows=range(row_cuts[0], row_cuts[-1]),
@@ -112,7 +130,7 @@ def _in_one_pass(
     """Return what `kernels.py` finds, or None where it does not apply: not on a GPU, tables, very wide heads."""
     size, rule = (len(row_cuts) - 1, len(col_cuts) - 1), call.rule
     plain = rule.rows is None and rule.spans is None and rule.bias is None and call.softcap is None
-    if not call.q.is_cuda or not plain or part.gradient or sight.tabled(call) or call.q.dtype == torch.float64:
+    if not _on_a_gpu(call) or not plain or part.gradient or sight.tabled(call) or call.q.dtype == torch.float64:
         return None
     if call.q.shape[-1] * call.q.element_size() > WIDEST:
         return None
@@ -131,7 +149,8 @@ def _in_one_pass(
         keys = sight.seen_keys(call, batch, heads)
         blank = torch.zeros(keys.shape, device=index.device) if hidden is None else hidden.expand(len(heads), -1)
         hidden = blank.masked_fill(~keys, tiles.NEVER)
-    return kernels.pooled(
+    run = partial(
+        kernels.pooled,
         call.q[batch][index],
         call.k[batch],
         lse,
@@ -143,6 +162,50 @@ def _in_one_pass(
         hidden=hidden,
         largest=mode == "max",
     )
+    way = (call.q.device, call.q.dtype, call.q.shape[-1], rule.reach is None, rule.since is None, hidden is None, mode)
+    return _proved(way, run, lambda found: _differs(found, call, batch, heads[-1], row_cuts, col_cuts, mode, part))
+
+
+def _on_a_gpu(call: Call) -> bool:
+    return call.q.is_cuda
+
+
+def _proved(way: tuple[object, ...], run: Callable[[], Tensor], differs: Callable[[Tensor], str]) -> Tensor | None:
+    """Return what the kernel finds, or None, and a warning once, where it fails or what it finds `differs`."""
+    if PROVED.get(way):
+        return None
+    try:
+        found = run()
+        if way not in PROVED:
+            PROVED[way] = differs(found)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton's compiler has many
+        PROVED[way] = f"{type(error).__name__}: {error}"
+    if PROVED[way]:
+        warnings.warn(f"overviews are made tile by tile, as on a CPU: the kernel {PROVED[way]}", stacklevel=2)
+        return None
+    return found
+
+
+def _differs(
+    found: Tensor,
+    call: Call,
+    batch: int,
+    head: int,
+    row_cuts: Sequence[int],
+    col_cuts: Sequence[int],
+    mode: Mode,
+    part: tiles.Part,
+) -> str:
+    """Say how the first, middle and last blocks of the last head differ from those made of tiles; "" if they do not."""
+    alone = part if part.factor is None else replace(part, factor=part.factor[-1:])
+    for i in sorted({0, (len(row_cuts) - 1) // 2, len(row_cuts) - 2}):
+        want = _by_tiles(call, batch, [head], row_cuts[i : i + 2], col_cuts, mode, alone)[0, 0]
+        error, size = float((found[-1, i] - want).abs().max()), float(want.abs().max())
+        if not error <= AGREES * max(1.0, size):
+            return f"differs from tiles by {error:.1e} in blocks of up to {size:.1e}"
+    return ""
 
 
 def pyramid(
