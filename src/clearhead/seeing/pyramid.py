@@ -33,7 +33,7 @@ Mode = Literal["sum", "max"]
 WIDEST = 512  # bytes of a query that the kernel can hold: 128 numbers in float32, 256 in bfloat16
 RUN = 16  # blocks summed by one product: every number is multiplied that often, so few
 # The ways in which the kernel was compiled in this process, and why one is not to be used, or nothing where it was
-# found to say what tiles say. A GPU or a Triton that nobody tried may compile it wrongly, and a picture would not show it.
+# found to say what tiles say. A GPU that nobody tried may compile it wrongly, and a picture would not show it.
 PROVED: dict[tuple[object, ...], str] = {}
 AGREES = 1e-3  # of the largest block: rounding is a thousand times smaller, and what is wrong much larger
 LONG = 32  # keys of a block from which a sum along them costs less than one across queries
