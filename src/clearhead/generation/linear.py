@@ -27,7 +27,7 @@ LOWER = 2.0**11  # by which the second half of a float32 is enlarged, lest it fa
 KERNEL_READS = 32  # channels torch's int8 kernel reads at a time: it does not check, and reads past the end of a row
 
 
-PAYS_AFTER = 512  # tokens: what packing float32 a second time costs, and FBGEMM packs slowly, is saved again by then
+PAYS_AFTER = 256  # tokens: what packing float32 a second time costs, and FBGEMM packs slowly, is saved again by then
 
 
 def layout(dtype: torch.dtype, tokens: int | None) -> tuple[MakeLinear, str]:
