@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from clearhead.checkpoints import save
 from clearhead.errors import ConfigError
 from clearhead.generation import Beams, answers, generate, linear
 from clearhead.generation.linear import (
@@ -188,8 +189,36 @@ def test_weights_beyond_float16_are_refused_or_laid_out_otherwise() -> None:
     weight = torch.eye(4) * 1e5
     assert isinstance(float32_linear(weight, None, None), OneDNNLinear)
     assert isinstance(float32_linear(weight / 2, None, None), TwoHalvesLinear)
-    with pytest.raises(ConfigError, match=r"beyond float16.*bfloat16"):
-        HalfLinear(weight, None, None)
+    for wrong in (weight, weight * torch.nan):
+        with pytest.raises(ConfigError, match=r"beyond float16.*bfloat16"):
+            HalfLinear(wrong, None, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8], ids=str)
+def test_what_is_packed_writes_under_autocast_too(dtype: torch.dtype) -> None:
+    # Attention then gives bfloat16, which FBGEMM's kernels do not read.
+    needs(dtype)
+    fast = pack_decoder(MODELS["gpt2"], dtype)
+    tokens = torch.tensor(texts(3))
+    with torch.no_grad():
+        exact = fast(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (fast(tokens) - exact).square().mean().sqrt() < 0.05 * exact.std()
+
+
+def test_what_is_packed_is_not_saved_without_its_weights(tmp_path) -> None:
+    needs(torch.float32)
+    for lose in (lambda fast: fast.state_dict(), lambda fast: save(fast, tmp_path / "model")):
+        with pytest.raises(ConfigError, match="save the model it was made from"):
+            lose(pack_decoder(MODELS["gpt2"]))
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_is_packed_is_not_packed_again() -> None:
+    needs(torch.float16)
+    fast = pack_decoder(MODELS["gpt2"], torch.float16)
+    with pytest.raises(ConfigError, match="packed already"):
+        pack_decoder(fast, torch.int8)
 
 
 def test_another_engine_is_named_as_the_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

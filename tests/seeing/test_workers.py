@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clearhead.seeing import habits, maps, pyramid, statistics, tiles, workers
+from clearhead.seeing import habits, maps, pyramid, rollout, statistics, tiles, workers
 from clearhead.seeing.call import Call
 from clearhead.seeing.products import full_precision
+from clearhead.seeing.rule import Rule
 from seeing.dense import call, rules
 
 HEADS = range(4)
@@ -52,6 +53,53 @@ def test_numbers_are_the_same_by_one_thread_and_by_three(asked: str, kind: str, 
     one.normalisers.clear()
     assert repr(have) == repr(ASKED[asked](one))
     assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_numbers_are_the_same_in_inference_mode(asked: str, threads: set[int]) -> None:
+    one = call(rules(120, 120)["causal"], 120, 120)
+    have = ASKED[asked](one)
+    one.normalisers.clear()
+    threads.clear()
+    with torch.inference_mode():
+        assert repr(ASKED[asked](one)) == repr(have)
+    assert len(threads) > 1
+
+
+@pytest.mark.parametrize("asked", ["map", "window", "received", "overview", "habits", "sinks", "rollout"])
+def test_numbers_are_the_same_under_autocast(asked: str, threads: set[int]) -> None:
+    # On threads of their own heads were exact, on the caller's rounded to bfloat16.
+    places = torch.arange(600)
+    ask: Callable[[Call], object] = {
+        **ASKED,
+        "overview": lambda one: pyramid.pooled(one, 0, HEADS, *[pyramid.edges(600, 7)] * 2),
+        "map": lambda one: maps.weights(one, 0, places[:4], places, places),
+        "window": lambda one: maps.window(one, 0, 1, slice(0, 600), slice(0, 600)),
+        "sinks": lambda one: statistics.sinks(one, 0, HEADS, 0.002, None),
+        "rollout": lambda one: rollout.overview([one, one], 0, 8),
+    }[asked]
+    one = call(rules(600, 600)["bits"], 600, 600)
+    have = ask(one)
+    one.normalisers.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert repr(ask(one)) == repr(have)
+        assert (places[:2].float() @ torch.ones(2)).dtype == torch.bfloat16  # and the caller's stays on
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_only_the_caller_queues_work(threads: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiles.ROOM, "cuda", (2**12, 64))
+    one = call(Rule(), 120, 120)
+    one.q, one.k = one.q.cuda(), one.k.cuda()
+    maps._swept(one, 0)
+    statistics.entropy(one, 0, HEADS)
+    assert threads == {threading.get_ident()}
+
+
+def test_who_is_asked_to_work_alone_does(threads: set[int]) -> None:
+    by: set[int] = set()
+    workers.drain([iter([i]) for i in range(6)], lambda _: by.add(threading.get_ident()), alone=True)
+    assert by == {threading.get_ident()}
 
 
 def test_heads_are_computed_by_several_threads(threads: set[int]) -> None:

@@ -25,8 +25,6 @@ FEW = 4  # rows up to which float16 kernels are the faster ones; they compute, w
 LARGEST_HALF = 65_504.0  # of float16
 LOWER = 2.0**11  # by which the second half of a float32 is enlarged, lest it falls below what float16 holds
 KERNEL_READS = 32  # channels torch's int8 kernel reads at a time: it does not check, and reads past the end of a row
-
-
 PAYS_AFTER = 256  # tokens: what packing float32 a second time costs, and FBGEMM packs slowly, is saved again by then
 
 
@@ -131,15 +129,15 @@ class HalfLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
         super().__init__()
-        if float(largest := weight.abs().max()) > LARGEST_HALF:
+        if not (largest := float(weight.abs().max())) <= LARGEST_HALF:  # "not a number" would become one
             raise ConfigError(
-                f"a weight of {float(largest):g} is beyond float16, which ends at {LARGEST_HALF:g}: pack in bfloat16"
+                f"a weight of {largest:g} is beyond float16, which ends at {LARGEST_HALF:g}: pack in bfloat16"
             )
         self.packed, self.then = torch.ops.quantized.linear_prepack_fp16(weight, bias), then
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output; x is float32."""
-        y: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed)
+        """Return the layer's output in x's dtype."""
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(x.float(), self.packed).to(x.dtype)
         return y if self.then is None else self.then(y)
 
 
@@ -158,13 +156,13 @@ class TwoHalvesLinear(nn.Module):
         self.bias, self.then, self.many = bias, then, OneDNNLinear(weight, bias, then)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output; x is float32."""
+        """Return the layer's output in x's dtype."""
         if x.numel() > FEW * x.shape[-1]:
             y: Tensor = self.many(x)
             return y
-        halves = torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed)
+        halves = torch.ops.quantized.linear_dynamic_fp16.default(x.float(), self.packed)
         y = torch.add(halves[..., : self.n_out], halves[..., self.n_out :], alpha=1 / LOWER)
-        y = y if self.bias is None else y.add_(self.bias)
+        y = (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
         return y if self.then is None else self.then(y)
 
 
@@ -185,11 +183,13 @@ class BytesLinear(nn.Module):
         self.packed, self.bias, self.then = torch.ops.quantized.linear_prepack(whole, None), bias, then
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output; x is float32."""
-        largest = torch.linalg.vector_norm(x, torch.inf, -1, keepdim=True).clamp_(min=1e-30)
+        """Return the layer's output in x's dtype."""
+        exact = x.float()
+        largest = torch.linalg.vector_norm(exact, torch.inf, -1, keepdim=True).clamp_(min=1e-30)
         kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        y: Tensor = kernel(x / largest, 1 / 127, 128, self.packed)
+        y: Tensor = kernel(exact / largest, 1 / 127, 128, self.packed)
         y = y * largest if self.bias is None else torch.addcmul(self.bias, y, largest)
+        y = y.to(x.dtype)
         return y if self.then is None else self.then(y)
 
 

@@ -92,7 +92,13 @@ def rebuilt(model: Model, linear: MakeLinear) -> Model:
         made = workers.map(lambda maker: maker[2](), makers)
         for (module, name, _), layer in zip(makers, made):
             setattr(module, name, layer)
+    twin.register_state_dict_pre_hook(refuse_to_save)  # type: ignore[no-untyped-call]  # torch's
     return twin.train(model.training)
+
+
+def refuse_to_save(*_: object) -> None:
+    """Raise ConfigError: what would be saved of a packed model is all but its linear layers."""
+    raise ConfigError("a packed model keeps its weights as a kernel reads them: save the model it was made from")
 
 
 def replacements(module: nn.Module, linear: MakeLinear) -> Iterator[tuple[nn.Module, str, Callable[[], nn.Module]]]:
@@ -137,6 +143,8 @@ def obstacle(model: nn.Module, dtype: torch.dtype) -> str | None:
     """Return why `model` cannot be packed in `dtype`, in words a person can act on, or None if it can."""
     if type(model) not in (GPTForCausalLM, EncoderDecoder):  # a subclass may compute something else
         return f"it is a {type(model).__name__}, and only GPTForCausalLM and EncoderDecoder have been taught"
+    if any(isinstance(module, PackedAttention) for module in model.modules()):
+        return "it is packed already: pack the model it was made from"
     weight = next(model.parameters())
     if weight.device.type != "cpu":
         return f"it is on {weight.device}, packing is for a CPU"

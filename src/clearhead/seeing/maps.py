@@ -116,8 +116,9 @@ def _swept(call: Call, batch: int) -> tuple[Tensor, Tensor] | None:
         sums.mul_((before - highest).exp2_()).add_(logs.sub_(highest[..., None]).exp2_().sum(-1))
         before.copy_(highest)
 
+    streams = [stream(slice(h, min(h + n_heads, len(heads)))) for h in range(0, len(heads), n_heads)]
     with full_precision():
-        workers.drain([stream(slice(h, min(h + n_heads, len(heads)))) for h in range(0, len(heads), n_heads)], add)
+        workers.drain(streams, add, alone=device.type != "cpu")
     nowhere = peak < NEVER / 2
     if call.rule.bias is not None and bool(nowhere.any()):
         return None  # a bias as low as numbers go hides nothing where there is nothing else

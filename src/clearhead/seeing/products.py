@@ -42,9 +42,10 @@ _PRECISION = _Precision()
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Multiply float32 as float32, also where the user allowed TF32 or bfloat16 products for the model.
+    """Multiply float32 as float32, also where the user allowed TF32 or bfloat16 products, or autocast, for the model.
 
-    It is a setting of the whole process: of several threads the first sets it and the last puts it back.
+    Autocast is of a thread. The other is a setting of the whole process: of several threads the first sets it and the
+    last puts it back.
     """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # torch's
     with _PRECISION.lock:
@@ -54,7 +55,8 @@ def full_precision() -> Iterator[None]:
             for backend in backends:
                 backend.fp32_precision = "ieee"
     try:
-        yield
+        with torch._C._DisableAutocast():
+            yield
     finally:
         with _PRECISION.lock:
             _PRECISION.asked -= 1

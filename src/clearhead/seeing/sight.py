@@ -94,7 +94,8 @@ def audience(
 ) -> Float[Tensor, "#heads key"]:
     """Return how many queries could look at each key, each query counting as much as `counts` says."""
     if tabled(call):
-        some = [counts[rows] @ may.to(counts.dtype) for rows, may in table(call, batch, heads)]
+        with torch.autocast(counts.device.type, enabled=False):  # or counts above 256 would be rounded
+            some = [counts[rows] @ may.to(counts.dtype) for rows, may in table(call, batch, heads)]
         return torch.stack(some).sum(0)
     ends = stretches(call, batch, heads)
     change = counts.new_zeros(len(ends), call.n_keys + 1)

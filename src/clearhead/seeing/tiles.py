@@ -97,12 +97,7 @@ def each(
     streams = _streams(call, batch, heads, part, logs)
     many = len(heads) * len(part.rows or range(call.n_queries)) * len(part.cols or range(call.n_keys)) >= MANY
     with maps.full_precision():
-        if many and call.q.device.type == "cpu":
-            workers.drain(streams, do)
-            return
-        for stream in streams:
-            for tile in stream:
-                do(tile)
+        workers.drain(streams, do, alone=not many or call.q.device.type != "cpu")
 
 
 def _streams(call: Call, batch: int, heads: Sequence[int], part: Part, logs: bool) -> list[Iterator[Tile]]:

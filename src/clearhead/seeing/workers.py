@@ -17,15 +17,16 @@ Item = TypeVar("Item")
 BUSY = threading.Lock()  # how many threads torch takes is one number for the process: one caller at a time changes it
 
 
-def drain(streams: Sequence[Iterator[Item]], do: Callable[[Item], None]) -> None:
+def drain(streams: Sequence[Iterator[Item]], do: Callable[[Item], None], *, alone: bool = False) -> None:
     """Call `do` with every item of every stream, those of one stream in order and by one thread.
 
     As many threads work as torch was given (`torch.get_num_threads`, the same again afterwards), the caller's among
     them. What one of them raises, Ctrl-C too, stops the others after the item at hand and is raised here. Where another
-    caller is at it already, this one works alone.
+    caller is at it already, this one works `alone`, as it does when asked to: what a GPU is given waits for what the
+    same thread gave it, and for nobody else's.
     """
-    n_threads = torch.get_num_threads()
-    n_workers = min(n_threads, len(streams))
+    n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    n_workers = 1 if alone else min(n_threads, len(streams))
     if n_workers < 2 or not BUSY.acquire(blocking=False):
         for stream in streams:
             for item in stream:
@@ -38,7 +39,7 @@ def drain(streams: Sequence[Iterator[Item]], do: Callable[[Item], None]) -> None
 
     def work() -> None:
         try:
-            with torch.no_grad():  # of the thread, like everything that torch lets one switch
+            with torch.inference_mode(inference), torch.no_grad():  # settings of a thread, which a new one has not
                 for stream in iter(waiting.get, None):
                     for item in stream:
                         if raised:
