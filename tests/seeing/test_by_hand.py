@@ -140,3 +140,28 @@ def test_operands_by_name_do_not_disturb_the_model() -> None:
     blind = model(*given)
     with watch(model):
         assert torch.equal(model(*given), blind)
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "matmul": lambda q, k, v: (q @ k.mT).softmax(-1) @ v,
+    "one axis": lambda q, k, v: torch.bmm((q @ k.mT).softmax(-1).flatten(0, 1), v.flatten(0, 1)),
+    "turned": lambda q, k, v: v.mT @ (q @ k.mT).softmax(-1).mT,
+    "einsum": lambda q, k, v: torch.einsum("bhij,bhjd->bihd", (q @ k.mT).softmax(-1), v),
+}
+
+
+@pytest.mark.parametrize("how", PRODUCTS)
+def test_the_gradient_by_its_output_is_kept(how: str) -> None:
+    class Model(nn.Module):
+        num_heads = 4
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return PRODUCTS[how](q, k, v)
+
+    model = Model()
+    with watch(model, gradients=True, outputs=True) as seen:
+        model(*inputs()).square().sum().backward()
+    call = seen.call(0)
+    assert call.gradient is not None
+    assert call.out is not None
+    assert torch.allclose(call.gradient, 2 * call.out, atol=1e-6)

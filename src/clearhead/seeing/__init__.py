@@ -2,9 +2,9 @@
 
 And test what it means: `edit` changes heads and links while a model runs, `effect` ranks them by what that moves.
 
-Reading order: recorder -> whereabouts -> sites -> normaliser -> byhand -> vocabulary -> scores -> interface -> flex ->
-flash -> layouts -> texts -> compiled -> graphs -> recording -> questions -> call -> products -> maps -> workers ->
-tiles -> pyramid -> statistics -> habits -> rollout -> rule -> keeping -> saving -> editing -> edits -> effects.
+Reading order: recorder -> whereabouts -> sites -> normaliser -> found -> byhand -> vocabulary -> scores -> interface ->
+flex -> flash -> layouts -> texts -> compiled -> graphs -> recording -> questions -> call -> products -> maps -> workers
+-> tiles -> pyramid -> statistics -> habits -> rollout -> rule -> keeping -> saving -> editing -> edits -> effects.
 """
 
 from clearhead.seeing.editing import Edits, edit

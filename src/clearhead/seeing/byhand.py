@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.seeing.einsum import product_of, values_of
+from clearhead.seeing.found import Found
 from clearhead.seeing.scores import CannotFollow, Scores, differs
 from clearhead.seeing.vocabulary import WHAT, turns
 
@@ -40,17 +41,6 @@ class Turned:
 
 
 State = Scores | Weights | Turned
-
-
-@dataclass(frozen=True)
-class Found:
-    """Attention by hand: its scores, its values and its output, all as (*lead, time, d)."""
-
-    scores: Scores
-    dropout: float
-    v: Tensor
-    out: Tensor
-    back: Callable[[Tensor], Tensor]  # an output in the layout of `out`, as the model's own call would have returned it
 
 
 class ByHand:
@@ -145,12 +135,12 @@ class ByHand:
         if weights.told:
             return out
         try:
-            met = self.met(func, args, state, out)
+            met = self.met(func, args, state)
         except (IndexError, RuntimeError, ValueError):  # operands by name, or axes unlike any known
             met = None
         if met is None:
             return out
-        v, laid_out, back = met
+        v, lay, back = met
         weights.told, scores = True, weights.scores
         weights.scores = scores.emptied()  # the model may return its weights: they keep nothing of this alive
         if scores.broken is None and scores.sinks and v.shape[-2] != scores.n_keys:
@@ -158,19 +148,22 @@ class ByHand:
         if scores.broken is not None:
             self.lost(f"attention by hand that cannot be told exactly: {scores.broken}")
             return out
-        edited = self.found(Found(scores, weights.dropout, v, laid_out, back))
+        edited = self.found(Found(scores, weights.dropout, v, out, lay))
         return out if edited is None else back(edited)
 
     def met(
-        self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned, out: Tensor
-    ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]] | None:
-        """Return values, output and the way back into its layout; None where weights did not multiply values."""
+        self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+        """Return values, how an output is laid out as (*lead, time, d), and the way back; None where weights did not
+        multiply values."""
         if func is torch.einsum:
-            return values_of(args, out, lambda x: self.state(x) is state) if isinstance(state, Weights) else None
+            return values_of(args, lambda x: self.state(x) is state) if isinstance(state, Weights) else None
         w, v = args if isinstance(state, Weights) else reversed(args)
         if self.state(w) is not state or not isinstance(v, Tensor) or v.ndim < 2:
             return None  # weights on the wrong side of values, as in a product of weights with weights
-        return (v, out, lambda x: x) if isinstance(state, Weights) else (v.mT, out.mT, lambda x: x.mT)
+        if isinstance(state, Weights):
+            return v, lambda x: x, lambda x: x
+        return v.mT, lambda x: x.mT, lambda x: x.mT
 
     def state(self, x: Any) -> State | None:
         """Return what is known of `x`."""

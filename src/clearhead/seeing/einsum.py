@@ -25,9 +25,9 @@ def product_of(args: Sequence[Any], out: Tensor) -> tuple[Tensor, Tensor] | None
 
 
 def values_of(
-    args: Sequence[Any], out: Tensor, is_weights: Callable[[Tensor], bool]
-) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]] | None:
-    """Return values and output as (*lead, time, d), and how an output goes back into the layout of `out`.
+    args: Sequence[Any], is_weights: Callable[[Tensor], bool]
+) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    """Return values as (*lead, time, d), how an output is laid out like that, and how it goes back into its layout.
 
     None where the einsum did not sum over the last axis of the weights alone.
     """
@@ -43,7 +43,8 @@ def values_of(
         return None
     order = [result.index(c) for c in (*lead, i, *own)]
     back = [order.index(axis) for axis in range(len(order))]
-    return _laid_out(v, v_letters, [*lead, j, *own], len(lead) + 1), out.permute(order), lambda x: x.permute(back)
+    v = _laid_out(v, v_letters, [*lead, j, *own], len(lead) + 1)
+    return v, lambda x: x.permute(order), lambda x: x.permute(back)
 
 
 def _letters(args: Sequence[Any]) -> tuple[tuple[str, str], tuple[Tensor, Tensor], str] | None:

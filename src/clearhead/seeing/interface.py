@@ -82,15 +82,18 @@ class Asked:
         """Return the sighting with heads as heads."""
         batch, n_heads, group = self.q.shape[0], self.q.shape[1], sighting.q.shape[2]
 
-        def unfold(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.reshape(x.shape[0], n_heads, 1, x.shape[-1])
+        def unfold(x: Tensor) -> Tensor:
+            return x.reshape(x.shape[0], n_heads, 1, x.shape[-1])
 
         mask, lse = sighting.mask, sighting.lse
         if mask is not None and mask.shape[1] > 1:
             mask = unfold(mask)
         if lse is not None:
             lse = lse.reshape(batch, n_heads // group, -1)[..., :group].reshape(batch, n_heads, 1)
-        return replace(sighting, q=self.q, k=self.k, v=self.v, mask=mask, lse=lse, out=unfold(sighting.out))
+        sighting = replace(sighting, q=self.q, k=self.k, v=self.v, mask=mask, lse=lse)
+        if sighting.out is None:
+            return sighting
+        return replace(sighting, out=unfold(sighting.out), gave=sighting.gave or (sighting.out, unfold))
 
     def ungrouped(self, sighting: Sighting) -> Sighting:
         """Return the sighting with keys and values as they were before each was repeated for its group."""

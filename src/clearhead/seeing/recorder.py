@@ -127,8 +127,8 @@ class Recorder(Whereabouts):
             self.recording.note(f"queries and keys were kept in {call.q.dtype}: maps are of that precision")
         call.forward = self.recording.n_forwards - 1
         self.recording.calls.setdefault(index, []).append(call)
-        if self.gradients and sighting.out is not None and sighting.out.requires_grad:
-            own, lay = sighting.gave or (sighting.out, four)
+        own, lay = sighting.gave or (sighting.out, four)
+        if self.gradients and own is not None and own.requires_grad:
             own.register_hook(partial(self.keep_gradient, call, lay))  # type: ignore[no-untyped-call]  # torch's
 
     def close(self) -> None:

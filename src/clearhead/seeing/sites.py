@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clearhead.attention import attend_with_sinks
-from clearhead.seeing.byhand import ByHand, Found
+from clearhead.seeing.byhand import ByHand
 from clearhead.seeing.flash import INSIDE, Given, named, op_name
 from clearhead.seeing.flex import UNCOMPILED, CannotTell, is_flex, sighting_of
+from clearhead.seeing.found import Found, as_fused
 from clearhead.seeing.interface import Asked
 from clearhead.seeing.layouts import Reader
 from clearhead.seeing.normaliser import LogSumExp
@@ -230,11 +231,13 @@ class FusedCalls(TorchFunctionMode):
             batch, heads = torch.Size(lead[:-1]).numel(), lead[-1] if lead else 1
         try:
             sighting = as_fused(found, batch, heads)
+            if OWN.texts is not None and not torch.is_grad_enabled():
+                sighting = replace(sighting, fast_path_lost=True)
         except RuntimeError as error:
             self.lost(f"attention by hand, laid out unlike any known: {error}")
             return None
         edited = self.tell(sighting)
-        return None if edited is None else edited.reshape(found.out.shape)
+        return None if edited is None else edited.reshape(found.lay(found.out).shape)
 
     @contextlib.contextmanager
     def inside_torchs_own(self, query: Tensor, *_: Any) -> Iterator[None]:
@@ -255,40 +258,6 @@ class FusedCalls(TorchFunctionMode):
                 yield
         finally:
             functional.has_torch_function, OWN.texts = before, None
-
-
-def as_fused(found: Found, batch: int, heads: int) -> Sighting:
-    """Return attention by hand in the layout of the fused call: batch, heads, time, d_head."""
-    scores, lead = found.scores, found.scores.lead
-
-    def four(x: Tensor) -> Tensor:
-        if x.shape[:-2].numel() == 1:
-            return x.reshape(1, 1, *x.shape[-2:])
-        if len(lead) == 2 and x.ndim <= 4 and x.shape[:-2] != (batch * heads,):
-            return x[(None,) * (4 - x.ndim)]
-        if x.shape[:-2].numel() != batch * heads:
-            x = x.expand(*lead, *x.shape[-2:])
-        return x.reshape(batch, heads, *x.shape[-2:])
-
-    def whole(x: Tensor) -> Tensor:
-        return four(x).expand(batch, heads, *x.shape[-2:])
-
-    mask, sinks = scores.mask(), scores.sinks
-    return Sighting(
-        q=whole(scores.q),
-        k=four(scores.k) if len(lead) == 2 else whole(scores.k),
-        mask=None if mask is None else four(mask),
-        dropout=found.dropout,
-        is_causal=False,
-        scale=scores.scale,
-        lse=None,
-        fast_path_lost=OWN.texts is not None and not torch.is_grad_enabled(),
-        v=four(found.v) if len(lead) == 2 else whole(found.v),
-        out=whole(found.out),
-        softcap=scores.capped,
-        sinks=torch.cat([four(s) for s in sinks], -1).logsumexp(-1) if sinks else None,
-        by_hand=True,
-    )
 
 
 @contextlib.contextmanager
