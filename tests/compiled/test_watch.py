@@ -210,6 +210,68 @@ def test_lengths_that_vary_are_compiled_as_often_as_without_watching() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_mask_that_is_written_to_between_layers_is_two_masks(backend: str) -> None:
+    class Writes(Stack):
+        def forward(self, x: Tensor, fail: bool = False) -> Tensor:
+            mask = torch.ones(9, 9, dtype=torch.bool).tril()
+            x = F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+            mask[:, 0].logical_and_(torch.eye(9, dtype=torch.bool)[0])
+            mask.fill_diagonal_(True)
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    model = Writes()
+    with watch(model) as uncompiled:
+        model(X)
+    compiled = torch.compile(model, backend=backend)
+    with watch(compiled) as seen:
+        compiled(X)
+    assert seen.notes == []
+    same(seen, uncompiled)
+
+
+@torch.no_grad()
+def test_where_torch_compiles_nothing_attention_is_seen_all_the_same() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Looks(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    compiled = torch.compile(Stack("causal", "causal"), backend=Counting())
+    for how in (torch._dynamo.config.patch(disable=True), Looks()):
+        with watch(compiled) as seen, how:
+            compiled(X)
+        assert len(seen.layers) == 2
+        assert "torch compiles nothing now" in seen.notes[0]
+    with watch(compiled) as seen:
+        compiled(X)
+    assert (len(seen.layers), seen.notes) == (2, [])
+
+
+@torch.no_grad()
+def test_where_torch_keeps_backends_otherwise_a_compiled_model_is_seen_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = torch.compile(Stack("causal"), backend=Counting())
+    monkeypatch.delattr(torch._dynamo.eval_frame, "innermost_backend")
+    with watch(compiled) as seen:
+        compiled(X)
+    assert len(seen.layers) == 1
+    assert "a way that is not known here" in seen.notes[0]
+
+
+@torch.no_grad()
+def test_a_forward_that_was_compiled_by_itself_is_said_to_run_uncompiled() -> None:
+    model = Stack("causal")
+    model.forward = torch.compile(model.forward, backend=Counting())  # type: ignore[method-assign]
+    with watch(model) as seen:
+        model(X)
+    assert len(seen.layers) == 1
+    assert "its forward was compiled, not the module" in seen.notes[0]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(
     ("how", "reason"),
     [

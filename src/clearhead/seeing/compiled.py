@@ -40,6 +40,8 @@ UNKNOWN = "it was compiled in a way that is not known here"
 STANCE = "torch.compiler.set_stance was there before"
 LIMIT = "torch.compile's recompile_limit is reached"
 ANOTHER = "something else is watched or edited at the same time"
+OFF = "torch compiles nothing now: that is switched off, or a dispatch mode is open"
+ALONE = "its forward was compiled, not the module"
 
 
 @dataclass(eq=False)
@@ -144,8 +146,8 @@ class Region:
                 stack.enter_context(region.running(args, kwargs))
             watched = GRAPHS[self.module]
             reason = watched.refused
-            if reason is None and len(regions) < watching():
-                reason = ANOTHER
+            if reason is None:
+                reason = OFF if switched_off() else ANOTHER if len(regions) < watching() else None
             if reason is None:
                 try:
                     return self.run(watched, regions, args, kwargs)
@@ -154,7 +156,7 @@ class Region:
             for region in regions:
                 region.beside.recording.note(note(region.name, reason))
             result = regions[-1].before(*args, **kwargs)
-            if reason not in (ANOTHER, LIMIT):
+            if reason not in (OFF, ANOTHER, LIMIT):
                 watched.refused = reason  # from now on: had it been the model's own error, we would not be here
             return result
 
@@ -211,12 +213,14 @@ def compiled(model: nn.Module, beside: "Whereabouts", report: Report) -> Iterato
             wrapper = type(module).__name__ == "OptimizedModule"
             entry = "forward" if wrapper else "_compiled_call_impl"
             before = vars(module).get(entry)
+            if before is None and hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+                beside.recording.note(note(plain_name(name), ALONE))
             if before is None or is_leaf_of_torch(module):
                 continue
             if not isinstance(before, Region) and not ready(module, before, made):
                 reason: str | None = UNKNOWN
             else:
-                reason = beside.not_in_graphs or (STANCE if stance_taken() else None)
+                reason = beside.not_in_graphs or stance_taken()
             name = plain_name(name)
             if reason is not None:
                 beside.recording.note(note(name, reason))
@@ -237,8 +241,10 @@ def ready(module: nn.Module, entry: Any, made: list[tuple[type[nn.Module], Watch
     context: Any = free.get("self")
     if not callable(getattr(context, "callback", None)) or getattr(context, "_shapes_spec", None) is not None:
         return False
-    from torch._dynamo.eval_frame import innermost_backend
-
+    try:
+        from torch._dynamo.eval_frame import innermost_backend
+    except ImportError:
+        return False
     backend, dynamic = innermost_backend(context.callback), getattr(context, "_dynamic", None)
     original: nn.Module = getattr(module, "_orig_mod", module)
     kind = type(original)
@@ -257,12 +263,21 @@ def watching() -> int:
     return sum(isinstance(mode, FusedCalls) for mode in modes)
 
 
-def stance_taken() -> bool:
-    """Say whether somebody told torch's compiler what to do with compiled code, before anybody watched."""
+def switched_off() -> bool:
+    """Say whether torch runs compiled code as it was written, which it does without a word."""
+    from torch._dynamo import config
+
+    return bool(config.disable) or torch._C._len_torch_dispatch_stack() > 0
+
+
+def stance_taken() -> str | None:
+    """Return a reason if somebody told torch's compiler what to do with compiled code, before anybody watched."""
     from torch._dynamo import eval_frame
 
-    stance: Any = eval_frame._stance
-    return watching() == 0 and (stance.stance != "default" or stance.backend is not None)
+    if (stance := getattr(eval_frame, "_stance", None)) is None:
+        return UNKNOWN
+    untouched = stance.stance == "default" and getattr(stance, "backend", None) is None
+    return None if untouched or watching() else STANCE
 
 
 def compiler_errors() -> tuple[type[Exception], ...]:

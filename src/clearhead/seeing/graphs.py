@@ -12,6 +12,7 @@ why. Next: `compiled.py`, which makes, runs and keeps such graphs.
 import functools
 import operator
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,7 @@ class Site:
     """A fused call in a graph.
 
     module: the name of the module it was made in, from the one that was compiled.
-    mask:   a number, the same for calls that are given the same mask.
+    mask:   a number, the same for calls that are given the same mask, unless something was written to it in between.
     group:  how often each key and value had been repeated, for grouped heads.
     """
 
@@ -146,8 +147,10 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
     inner = (one for one in traced.modules() if isinstance(one, torch.fx.GraphModule) and one is not traced)
     if any(node.target in (FUSED, TORCHS_OWN) or untold(node) for one in inner for node in one.graph.nodes):
         raise CannotRecord(REFUSED_INSIDE)
-    graph, masks = Graph(), dict[Any, int]()
+    graph, masks, written = Graph(), dict[Any, int](), Counter[int]()
     for node in traced.graph.nodes:
+        if writes(node):
+            written.update(map(memory, node.all_input_nodes))
         running = [names[number] for number in modules_of(node) if number in names]
         graph.modules.update(running)
         if node.op != "call_function" or node.target not in (FUSED, TORCHS_OWN):
@@ -155,14 +158,14 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
         name, group = running[-1][0] if running else "", 1
         if node.target is FUSED:
             given = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
-            mask = masks.setdefault(given, len(masks))
+            mask = masks.setdefault((given, written[memory(given)]), len(masks))
             key, value = (
                 node.kwargs.get(by, node.args[at] if len(node.args) > at else None)
                 for at, by in ((1, "key"), (2, "value"))
             )
             group = repeats(key) if repeats(key) == repeats(value) else 1
         else:
-            mask = masks.setdefault(node, len(masks))  # put together inside
+            mask = masks.setdefault((node, 0), len(masks))  # put together inside
         node.target = beside if node.target is FUSED else beside_torchs_own
         node.args = (len(graph.sites), *node.args)
         graph.sites.append(Site(name, mask, group))
@@ -170,6 +173,20 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
         operator_of_ours()
         traced.recompile()
     return graph
+
+
+def writes(node: torch.fx.Node) -> bool:
+    """Say whether a node may write to what it is given."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    schema = getattr(node.target, "_schema", None)  # of torch.ops
+    in_place = (name.endswith("_") and not name.endswith("__")) or (name in dir(operator) and name.startswith("i"))
+    return in_place or name == "setitem" or "out" in node.kwargs or (schema is not None and schema.is_mutable)
+
+
+def memory(node: Any) -> int:
+    """Return the identity of the memory that a node's tensor shows, which its views share."""
+    shown = node.meta.get("example_value") if isinstance(node, torch.fx.Node) else None
+    return int(shown.untyped_storage()._cdata) if isinstance(shown, Tensor) and shown.layout == torch.strided else 0
 
 
 def modules_of(node: torch.fx.Node) -> list[int]:
