@@ -38,6 +38,22 @@ class OutOfSight(nn.Module):
             return (y @ y.mT).softmax(-1) @ y
 
 
+class Writes(nn.Module):
+    """A kernel writes over a copy of what it was given."""
+
+    def forward(self, x: Tensor, rest: Tensor) -> Tensor:
+        y = x.clone()
+        y.copy_(torch.exp(x) * rest)
+        return y
+
+
+class Sets(nn.Module):
+    def forward(self, x: Tensor, rest: Tensor) -> Tensor:
+        y = x + rest
+        y[:, 1:] = torch.exp(x)[:, :-1] * rest[:, 1:]
+        return y
+
+
 class PassesOn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +86,7 @@ def test_fixed_numbers_alone_are_no_attention() -> None:
     assert seen_of(Projects()).unseen == ()
 
 
-@pytest.mark.parametrize("inside", [Gates, Mixes, OutOfSight])
+@pytest.mark.parametrize("inside", [Gates, Mixes, OutOfSight, Writes, Sets])
 def test_whatever_may_have_attended_is_named(inside: type[nn.Module]) -> None:
     assert [(one.name, one.kind) for one in seen_of(inside()).unseen] == [("attention", inside.__name__)]
 

@@ -54,10 +54,12 @@ class Trial:
         """Look at a function that ran; return False if it may be part of attention: that ends the trial."""
         if WHAT.get(func) in ("product", "softmax"):
             return False
-        how = HOW.get(func)
+        how, given = HOW.get(func), list(tensors((args, kwargs)))
+        if how is None and (out is None or any(x is out for x in given)):
+            return False  # it wrote into what it was given
         if how is None or not isinstance(out, Tensor):
             return True
-        made_of = [x for x in tensors((args, kwargs)) if not isinstance(x, nn.Parameter)]
+        made_of = [x for x in given if not isinstance(x, nn.Parameter)]
         if all(map(self.has, made_of)) and (how == "sum" or len(made_of) == 1):
             self.add(out)
         return True
