@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from clearhead.checkpoints import find, load
 from clearhead.cli import main
@@ -57,6 +58,18 @@ def test_options_of_links_are_refused_elsewhere(option: str, capsys: pytest.Capt
     code, out, err = run(capsys, "effect", TEXT, f"--{option}", "1")
     assert (code, out) == (2, "")
     assert f"--{option} says whose links are cut: it needs --over links" in err
+
+
+def test_effect_and_profile_say_which_models_they_are_not_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    picture, corpus = tmp_path / "boot.png", tmp_path / "texts.txt"
+    Image.new("L", (28, 28)).save(picture)
+    code, out, err = run(capsys, "effect", str(picture))
+    assert (code, out) == (1, "") and "boot.png is a picture: an effect is of a text" in err
+    corpus.write_text(TEXT, encoding="utf-8")
+    code, _, err = run(capsys, "profile", "pictures", str(corpus), "--out", str(tmp_path / "atlas"))
+    assert code == 1 and "a profile is of a model that reads one text" in err
 
 
 def test_profile_prints_its_folder_and_goes_on_when_called_again(

@@ -195,10 +195,10 @@ def test_what_cannot_be_meant_is_exit_code_2(argv: list[str], said: str, call: A
     ("verb", "kind", "said"),
     [
         ("generate", "bert", "is a BertForMaskedLM: `clearhead generate` expects a decoder, such as a GPT. It is for"),
-        ("classify", "gpt", "It is for generate, effect, derive and see"),
+        ("classify", "gpt", "It is for generate, effect, profile, derive and see"),
         ("embed", "vit", "It is for classify, derive and see"),
         ("translate", "gpt", "expects an encoder-decoder that reads text"),
-        ("generate", "pair", "It is for translate, derive and see"),
+        ("generate", "pair", "is an EncoderDecoder: `clearhead generate` expects a decoder, such as a GPT. It is for"),
     ],
 )
 def test_a_model_of_another_kind_is_refused_with_what_it_is_for(

@@ -61,3 +61,8 @@ def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
 
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def a(name: str) -> str:
+    """Return `name` after the article that it takes."""
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"

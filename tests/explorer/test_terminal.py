@@ -154,6 +154,13 @@ def test_plain_output_is_ascii_without_escape_codes_in_80_columns(view: View) ->
     assert re.search(r"L2 H3 +shabby -> not +0\.\d\d  #+", text)
 
 
+@pytest.mark.parametrize("width", range(40, 130, 9))
+def test_no_line_ends_between_a_character_and_its_number(view: View, width: int) -> None:
+    _, scale = re.split(r"character\s+is\s+used:", printed(view, width))
+    assert "  # .49" in scale.replace("\n", "  ")
+    assert not re.search(r"^\.\d\d  \D \.", scale, re.MULTILINE)
+
+
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_colour_output_says_the_same_words_within_the_width(view: View, width: int) -> None:
     text = printed(view, width, colours=True)

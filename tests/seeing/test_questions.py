@@ -45,6 +45,25 @@ def test_an_overview_of_a_part_is_that_part(seen: Recording) -> None:
         seen.overview(1, 2, rows=slice(0, 9, 2))
 
 
+def test_what_cannot_be_asked_is_refused_with_what_can(seen: Recording) -> None:
+    with pytest.raises(WatchError, match="at least 1, got 0"):
+        seen.overview(1, 2, size=0)
+    with pytest.raises(WatchError, match="at least 1, got -4"):
+        seen.pyramid(1, 2, size=-4)
+    with pytest.raises(WatchError, match="at least 1, got 0"):
+        seen.zoom(1, 2, level=0, place=(0, 0), size=0)
+
+
+def test_a_recording_printed_says_what_it_holds(seen: Recording) -> None:
+    assert repr(seen).startswith(f"Recording of 3 layers, 12 heads, 1 forward, texts x queries x keys 2 x {N} x {N}, ")
+    assert "unseen" not in repr(seen) and "notes" not in repr(seen)
+    model, tokens = Bert(CONFIG).eval(), torch.randint(0, 50, (1, 5))
+    with watch(model, layers=[7]) as none, torch.no_grad():
+        assert repr(none) == "Recording of nothing yet"
+        model(tokens)
+    assert repr(none).startswith("Recording of nothing: layers= or rows= left out all of blocks.0")
+
+
 def test_tiles_of_a_zoom_level_are_that_level_of_the_pyramid(seen: Recording) -> None:
     for mode in ("sum", "max"):
         levels = seen.pyramid(2, 0, size=16, mode=mode).levels  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ def _legend(table: Sequence[Mapping[str, Any]], y: int) -> str:
     )
     letters = ", ".join(f"{_letter(kind)} {kind}" for kind in sorted({row["kind"] for row in table}))
     said = (
-        "from 0, 0.01, 0.04, 0.09, ... 0.81: of 1, or of the most where that is in nats or tokens",
+        "used from 0, 0.01, 0.04, 0.09, ... 0.81 on; nats and tokens are divided by their largest",
         f"rows are layers, columns heads; {letters}",
     )
     first, second = (

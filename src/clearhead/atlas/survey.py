@@ -23,7 +23,7 @@ from clearhead.atlas.tally import Tally
 from clearhead.checkpoints import find, load
 from clearhead.data.text import read_texts
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import InputError, Interrupted, MissingExtra
+from clearhead.errors import InputError, Interrupted, MissingExtra, a
 from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.vit import ViT
 from clearhead.seeing import watch
@@ -54,12 +54,11 @@ def profile(
             "a Parquet table is written by pyarrow, which is not there: pip install 'clearhead[parquet]'"
         )
     out, source = Path(out), find(name)
-    tokenizer = Tokenizer.load(source)
     with World.joined() as world:
         if world.size > 1 and "-" in map(str, corpus):
             raise InputError("standard input is one stream, and every process has to read the whole corpus: give files")
         model = load(source).eval().to(world.device)
-        longest = _longest(model, name)
+        longest, tokenizer = _longest(model, name), Tokenizer.load(source)
         state = State(out, world, {"model": _mark(source), "corpus": [_told(path) for path in corpus], "limit": limit})
         require_same(world.gather(state.identity))
         kept = state.read()
@@ -130,7 +129,7 @@ def _longest(model: nn.Module, name: str) -> int:
     longest = getattr(config, "max_len", None)
     if isinstance(model, EncoderDecoder) or any(isinstance(module, ViT) for module in model.modules()) or not longest:
         raise InputError(
-            f"{name} is a {type(model).__name__}: a profile is of a model that reads one text, such as a BERT or a "
+            f"{name} is {a(type(model).__name__)}: a profile is of a model that reads one text, such as a BERT or a "
             f"GPT; from Python, clearhead.watch records the others"
         )
     return int(longest)

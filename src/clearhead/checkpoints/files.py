@@ -53,8 +53,8 @@ def find(name: str | Path) -> Path:
         return _fetch(name)
     ships = nearest(str(name), shipped) if shipped else ""
     raise CheckpointError(
-        f"no model {str(name)!r}: it is not a folder and does not ship with clearhead{ships}. "
-        f"A model of the Hugging Face hub is named organisation/model"
+        f"no model {str(name)!r}: it is not a folder, not a name on the Hugging Face hub (organisation/model), and "
+        f"does not ship with clearhead{ships}"
     )
 
 

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from clearhead.cli.arguments import at_least_1
+from clearhead.cli.inputs import is_picture
 from clearhead.cli.output import dump, note, one_line, refuse, require_text
+from clearhead.errors import InputError
 
 
 def run(
@@ -20,6 +22,8 @@ def run(
 ) -> None:
     """Read the text, take one thing away after the other, and print what moves the answer most."""
     require_text(text)
+    if is_picture(text):
+        raise InputError(f"{text} is a picture: an effect is of a text; `clearhead see` shows where a ViT looks")
     at_least_1(top=top)
     places = {"query": query, "layer": layer, "head": head}
     if over != "links" and (given := [f"--{n}" for n, x in places.items() if x is not None]):

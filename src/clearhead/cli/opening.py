@@ -7,7 +7,7 @@ from torch import nn
 
 from clearhead.checkpoints import find, load
 from clearhead.checkpoints.files import CONFIG, DEFAULTS
-from clearhead.errors import InputError
+from clearhead.errors import InputError, a
 from clearhead.models.bert import Bert, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
 from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.gpt import GPTForCausalLM
@@ -25,14 +25,15 @@ EXPECTED = {
     "derive": "a model that reads text or pictures",
     "see": "a model that reads text or pictures",
     "effect": "a classifier of texts, or a decoder such as a GPT",
+    "profile": "a model that reads one text, such as a BERT or a GPT",
 }
 LABELS_TEXTS = BertForSequenceClassification | ModernBertForSequenceClassification
 LABELS_PICTURES = ViTForImageClassification | DistilledViTForImageClassification
 READS_TEXTS = Bert | BertForMaskedLM | BertForTokenClassification | ModernBert | ModernBertForMaskedLM
 FITS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (LABELS_TEXTS, ("classify", "embed", "effect", *WATCHED)),
-    (READS_TEXTS, ("embed", *WATCHED)),
-    (GPTForCausalLM, ("generate", "effect", *WATCHED)),
+    (LABELS_TEXTS, ("classify", "embed", "effect", "profile", *WATCHED)),
+    (READS_TEXTS, ("embed", "profile", *WATCHED)),
+    (GPTForCausalLM, ("generate", "effect", "profile", *WATCHED)),
     (LABELS_PICTURES, ("classify", *WATCHED)),
 )
 SHIPPED = {"sentiment": "of texts", "pictures": "of pictures", "novels": "that writes", "pronounce": "that translates"}
@@ -50,7 +51,7 @@ def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
     if verb not in (fits := verbs_for(model)):
         others = f"It is for {' and '.join(filter(None, (', '.join(fits[:-1]), fits[-1])))}"
         raise InputError(
-            f"{name} is a {type(model).__name__}: `clearhead {verb}` expects {EXPECTED[verb]}. {others}; "
+            f"{name} is {a(type(model).__name__)}: `clearhead {verb}` expects {EXPECTED[verb]}. {others}; "
             f"`clearhead models` lists what ships"
         )
     return folder, model

@@ -87,9 +87,9 @@ def legend(view: View, width: int, plain: bool) -> Iterator["Text"]:
         yield line_of((line, "dim"), plain=plain)
     values = [f"{value:.2f}".lstrip("0") if value else "0" for value in STEPS]
     if plain:
-        scale = "  ".join(f"{ink} {value}" for ink, value in zip(["blank", *INK[1:]], values))
+        scale = "  ".join(f"{ink}\N{NO-BREAK SPACE}{value}" for ink, value in zip(["blank", *INK[1:]], values))
         for line in wrap_to(f"Share of attention from which a character is used:  {scale}", width):
-            yield line_of((line, ""), plain=plain)
+            yield line_of((line.replace("\N{NO-BREAK SPACE}", " "), ""), plain=plain)
         return
     for line in wrap_to("Share of attention from which a colour is used:", width):
         yield line_of((line, "dim"), plain=plain)

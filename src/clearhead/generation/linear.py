@@ -51,7 +51,7 @@ def obstacle(dtype: torch.dtype) -> str | None:
     if dtype == torch.float16:
         return fbgemm_obstacle()
     if dtype not in (torch.float32, torch.bfloat16):
-        return "expected float32, float16, bfloat16 or int8"
+        return f"expected float32, float16, bfloat16 or int8, got {dtype}"
     return onednn_obstacle(dtype)
 
 

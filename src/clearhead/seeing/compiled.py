@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NUMBERS = itertools.count()
 UNKNOWN = "it was compiled in a way that is not known here"
-STANCE = "torch.compiler.set_stance was there before"
+STANCE = "a stance of torch.compiler.set_stance is in force"
 LIMIT = "torch.compile's recompile_limit is reached"
 ANOTHER = "something else is watched or edited at the same time"
 OFF = "torch compiles nothing now: that is switched off, or a dispatch mode is open"

@@ -148,6 +148,7 @@ class Questions(ABC):
         blocks are narrower than a position some are empty and 0, and the others are single weights.
         """
         one, heads = self._find(layer, head, batch, call)
+        pyramid.require_blocks(size)
         if level < 0 or not all(0 <= at < 2**level for at in place):
             raise WatchError(f"zoom level {level} has tiles 0 to {2**level - 1} down and across, asked for {place}")
         cuts = (

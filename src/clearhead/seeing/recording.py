@@ -15,6 +15,7 @@ from torch import Tensor
 from clearhead.errors import WatchError
 from clearhead.seeing import peers
 from clearhead.seeing.call import Call, taken
+from clearhead.seeing.memory import in_words
 from clearhead.seeing.questions import LARGEST_MAP
 from clearhead.seeing.summaries import Summaries
 
@@ -79,6 +80,21 @@ class Recording(Summaries):
         self.settle: Callable[[], None] = _nothing  # waits for copies that are on their way
         self.outside = 0  # fused calls from outside the watched model
         self.notes: list[str] = []  # what watching changed or could not do, if anything
+
+    def __repr__(self) -> str:
+        if not self.calls:
+            return "Recording of nothing" + (f": {self._why_empty()}" if self.n_forwards else " yet")
+        layers = self.layers
+        heads = sum(len(self.calls[layer.index][-1].heads) for layer in layers)
+        shapes = {f"{one.batch} x {one.n_queries} x {one.n_keys}" for one in layers}
+        sizes = f", texts x queries x keys {shapes.pop()}" if len(shapes) == 1 else ""
+        unseen = f"; not seen: {len(self.unseen)}, in .unseen" if self.unseen else ""
+        notes = f"; notes: {len(self.notes)}, in .notes" if self.notes else ""
+        forwards = len(self.forwards)
+        return (
+            f"Recording of {len(layers)} layer{'s' * (len(layers) != 1)}, {heads} heads, "
+            f"{forwards} forward{'s' * (forwards != 1)}{sizes}, {in_words(self.nbytes)}{unseen}{notes}"
+        )
 
     def index(self, name: str) -> int:
         """Return the number of the layer called `name`, a new one where it was not met before."""

@@ -65,10 +65,10 @@ def values(call: Call, batch: int, heads: Sequence[int]) -> Float[Tensor, "heads
 
 def lengths(call: Call, batch: int, heads: Sequence[int], of: Of) -> Float[Tensor, "heads key"]:
     """Return |v_j|, or where `of` is the weight of the layer's output nn.Linear |W_O v_j|, for each head and key."""
+    if isinstance(of, str) and of != "values":
+        raise WatchError(f'weights are multiplied by "values", "gradient" or a projection matrix, not by {of!r}')
     v = values(call, batch, heads)
     if isinstance(of, str):
-        if of != "values":
-            raise WatchError(f'weights are multiplied by "values", "gradient" or a projection matrix, not by {of!r}')
         return v.norm(dim=-1)
     projection, width = of, v.shape[-1]
     if projection.ndim != 2 or projection.shape[1] != call.n_heads * width:
