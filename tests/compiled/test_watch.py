@@ -250,6 +250,18 @@ def test_where_torch_compiles_nothing_attention_is_seen_all_the_same() -> None:
 
 
 @torch.no_grad()
+def test_a_model_that_is_compiled_again_while_it_is_watched_stays_so() -> None:
+    model, count = Stack("causal"), Counting()
+    model.compile(backend="eager")
+    with watch(model):
+        model.compile(backend=count)
+        again = vars(model)["_compiled_call_impl"]
+    assert vars(model)["_compiled_call_impl"] is again
+    model(X)
+    assert count.graphs == 1
+
+
+@torch.no_grad()
 def test_where_torch_keeps_backends_otherwise_a_compiled_model_is_seen_uncompiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -147,6 +147,10 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "one axis": lambda q, k, v: torch.bmm((q @ k.mT).softmax(-1).flatten(0, 1), v.flatten(0, 1)),
     "turned": lambda q, k, v: v.mT @ (q @ k.mT).softmax(-1).mT,
     "einsum": lambda q, k, v: torch.einsum("bhij,bhjd->bihd", (q @ k.mT).softmax(-1), v),
+    "einsum without an arrow": lambda q, k, v: torch.einsum(
+        "...ij,...jk", torch.einsum("...id,...jd", q, k).softmax(-1), v
+    ),
+    "by name": lambda q, k, v: torch.matmul(torch.matmul(input=q, other=k.mT).softmax(-1), other=v),
 }
 
 

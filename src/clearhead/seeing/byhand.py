@@ -79,7 +79,7 @@ class ByHand:
     ) -> Any:
         """Return `out`, or what the report answered in its place, having noted what it is made of."""
         if isinstance(state, Weights | Turned) and what == "product":
-            return self.arrived(func, args, state, out)
+            return self.arrived(func, _tensors(args, kwargs), state, out)
         changed = args[0] if what == "hide" and out is None else out  # scores[mask] = -inf returns nothing
         if not isinstance(changed, Tensor) or changed.ndim < 2 or not changed.is_floating_point():
             return out
@@ -186,7 +186,7 @@ def _begin(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     if func is torch.einsum:
         made = product_of(args, out)
         return None if made is None else Scores.product(*made, out)
-    tensors = [*args, *(kwargs[name] for name in ("batch1", "batch2", "mat2", "other") if name in kwargs)]
+    tensors = _tensors(args, kwargs)
     bias = tensors.pop(0) if len(tensors) > 2 else None
     if len(tensors) != 2 or not all(isinstance(x, Tensor) and x.ndim > 1 for x in tensors):
         return None
@@ -282,6 +282,11 @@ def _flat(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     for x in (*args, *kwargs.values()):
         found.extend(x) if isinstance(x, (list, tuple)) else found.append(x)
     return found
+
+
+def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Return what a product was given, by place or by name."""
+    return [*args, *(kwargs[name] for name in ("input", "batch1", "batch2", "mat2", "other") if name in kwargs)]
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -145,9 +145,7 @@ class Region:
             for region in regions:
                 stack.enter_context(region.running(args, kwargs))
             watched = GRAPHS[self.module]
-            reason = watched.refused
-            if reason is None:
-                reason = OFF if switched_off() else ANOTHER if len(regions) < watching() else None
+            reason = watched.refused or (OFF if switched_off() else ANOTHER if len(regions) < watching() else None)
             if reason is None:
                 try:
                     return self.run(watched, regions, args, kwargs)
@@ -191,6 +189,11 @@ class Region:
         finally:
             self.beside.ends(self.name)
 
+    def leave(self, entry: str) -> None:
+        """Put back what was there, unless the module was compiled again in the meantime."""
+        if vars(self.module).get(entry) is self:
+            vars(self.module)[entry] = self.before
+
     def within(self, name: str) -> str:
         """Return what the watcher calls a module inside."""
         return ".".join(part for part in (self.name, name) if part)
@@ -225,8 +228,8 @@ def compiled(model: nn.Module, beside: "Whereabouts", report: Report) -> Iterato
             if reason is not None:
                 beside.recording.note(note(name, reason))
                 continue
-            vars(module)[entry] = Region(beside, report, name, module, before)
-            stack.callback(vars(module).__setitem__, entry, before)
+            vars(module)[entry] = region = Region(beside, report, name, module, before)
+            stack.callback(region.leave, entry)
             if not wrapper:
                 entered.add(module)
         yield entered
@@ -246,13 +249,10 @@ def ready(module: nn.Module, entry: Any, made: list[tuple[type[nn.Module], Watch
     except ImportError:
         return False
     backend, dynamic = innermost_backend(context.callback), getattr(context, "_dynamic", None)
-    original: nn.Module = getattr(module, "_orig_mod", module)
-    kind = type(original)
-    if module in GRAPHS and GRAPHS[module].serves(backend, dynamic):
-        made.append((kind, GRAPHS[module]))
-        return True
-    alike = (graphs for other, graphs in made if other is kind and graphs.serves(backend, dynamic))
-    GRAPHS[module] = next(alike, None) or Watched(backend, dynamic)
+    kind: type[nn.Module] = type(getattr(module, "_orig_mod", module))
+    if module not in GRAPHS or not GRAPHS[module].serves(backend, dynamic):
+        alike = (graphs for other, graphs in made if other is kind and graphs.serves(backend, dynamic))
+        GRAPHS[module] = next(alike, None) or Watched(backend, dynamic)
     made.append((kind, GRAPHS[module]))
     return True
 

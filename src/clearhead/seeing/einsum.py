@@ -50,9 +50,12 @@ def values_of(
 def _letters(args: Sequence[Any]) -> tuple[tuple[str, str], tuple[Tensor, Tensor], str] | None:
     """Return the letters of both operands, the operands, and the letters of the result."""
     operands = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:]
-    if len(operands) != 2 or not isinstance(args[0], str) or "->" not in args[0]:
+    if len(operands) != 2 or not isinstance(args[0], str):
         return None
-    sides, result = args[0].replace(" ", "").split("->")
+    sides, arrow, result = args[0].replace(" ", "").partition("->")
+    if not arrow:  # what one side alone has, in the order of the alphabet
+        once = sorted(c for c in sides if c.isalpha() and sides.count(c) == 1)
+        result = "".join(["..." if "..." in sides else "", *once])
     letters = sides.split(",")
     if "..." in args[0]:  # the same axes on both sides, or this is nothing for us
         free = [c for c in "ABCDEFGHIJ" if c not in args[0]]
