@@ -249,7 +249,7 @@ def ready(module: nn.Module, entry: Any, made: list[tuple[type[nn.Module], Watch
     except ImportError:
         return False
     backend, dynamic = innermost_backend(context.callback), getattr(context, "_dynamic", None)
-    kind: type[nn.Module] = type(getattr(module, "_orig_mod", module))
+    kind: Any = type(getattr(module, "_orig_mod", module))
     if module not in GRAPHS or not GRAPHS[module].serves(backend, dynamic):
         alike = (graphs for other, graphs in made if other is kind and graphs.serves(backend, dynamic))
         GRAPHS[module] = next(alike, None) or Watched(backend, dynamic)
