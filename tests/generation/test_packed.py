@@ -1,5 +1,8 @@
 """Facts about generation/packed.py: the same numbers from weights laid out otherwise, or close ones from fewer bits."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -212,6 +215,16 @@ def test_what_is_packed_is_not_saved_without_its_weights(tmp_path) -> None:
         with pytest.raises(ConfigError, match="save the model it was made from"):
             lose(pack_decoder(MODELS["gpt2"]))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # pickled by torch, of weights in bytes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8], ids=str)
+def test_what_is_packed_is_copied_and_sent_to_other_processes(dtype: torch.dtype) -> None:
+    # oneDNN's order of memory is one that torch can neither copy nor pickle.
+    needs(dtype)
+    fast = pack_decoder(MODELS["gpt2"], dtype)
+    for twin in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert torch.equal(logits(twin), logits(fast))
 
 
 def test_what_is_packed_is_not_packed_again() -> None:

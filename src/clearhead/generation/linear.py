@@ -8,6 +8,7 @@ kernel reads of the memory's rate. Next: `packed.py`, which puts them into a mod
 import platform
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.backends.quantized
@@ -119,6 +120,14 @@ class OneDNNLinear(nn.Module):
             x.to(self.dtype), self.weight, self.bias, self.fused, [], self.algorithm
         ).to(x.dtype)
         return y if self.then is None else self.then(y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied or sent to another process: the weight in plain order, torch knows no other there."""
+        return {**vars(self), "weight": self.weight.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
 
 class HalfLinear(nn.Module):
