@@ -94,8 +94,9 @@ def load(
 
     `dtype` None keeps the file's. Weights already of that dtype are mapped from the file on the CPU, not copied, but
     for matrices that a file stores turned (GPT-2's). A `frozen` model maps these too: its parameters ask for no
-    gradients and need not be contiguous. Raises CheckpointError, with nothing loaded, when anything in the folder is
-    not as it should be.
+    gradients and need not be contiguous. A mapped file has to stay as it is: `save` replaces it, which is safe, but
+    written over in place it changes the model. Raises CheckpointError, with nothing loaded, when anything in the folder
+    is not as it should be.
     """
     folder = find(name)
     published = read_json(folder / CONFIG)
