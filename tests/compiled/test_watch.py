@@ -61,6 +61,8 @@ class Attention(nn.Module):
         elif self.how == "chosen":  # another mask in every layer, of what it was given
             mask = (x[:, None, :, None, 0] + x[:, None, None, :, 1] > 0) | torch.eye(time, dtype=torch.bool)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        elif self.how == "operator":  # as torch.export writes it
+            out = torch.ops.aten.scaled_dot_product_attention.default(q, k, v, is_causal=True)
         else:
             if self.how == "break":
                 torch._dynamo.graph_break()
@@ -142,7 +144,7 @@ def test_outputs_and_gradients_of_training_keep_their_bits() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 def test_inductor_writes_over_masks_and_none_of_it_shows() -> None:
-    model = Stack("chosen", "chosen", "chosen", "causal")
+    model = Stack("chosen", "chosen", "chosen", "causal", "operator")
     compiled = torch.compile(model)
     with watch(model) as uncompiled:
         model(X)

@@ -420,3 +420,18 @@ def test_outputs_are_what_the_heads_gave(bert: Bert, tokens: Tensor) -> None:
         bert(tokens)
     with pytest.raises(WatchError, match="outputs=True"):
         seen.output(1, 3)
+
+
+@pytest.mark.parametrize("overload", [False, True])
+def test_the_operator_that_exported_models_call_is_seen(overload: bool) -> None:
+    class Exported(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            packet = torch.ops.aten.scaled_dot_product_attention
+            out: Tensor = (packet.default if overload else packet)(x, x, x, is_causal=True)
+            return out
+
+    model, x = Exported(), torch.randn(1, 2, 5, 8)
+    before = model(x)
+    with watch(model) as seen:
+        assert torch.equal(model(x), before)
+    assert torch.allclose(seen.map(0, 1), attention_map(x, x, CAUSAL)[0, 1], atol=1e-6)

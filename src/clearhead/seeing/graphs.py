@@ -26,10 +26,11 @@ from clearhead.seeing.flash import op_name
 from clearhead.seeing.flex import is_flex
 from clearhead.seeing.normaliser import LogSumExp
 from clearhead.seeing.sighting import Sighting, dtype_in_kernel
-from clearhead.seeing.sites import FUSED
+from clearhead.seeing.sites import FUSED, FUSED_CALLS
 from clearhead.seeing.vocabulary import TURNS, WHAT
 
 TORCHS_OWN = F.multi_head_attention_forward
+ATTENDS = {*FUSED_CALLS, TORCHS_OWN}
 NEED_WEIGHTS = 15  # its place among the arguments of that function
 INFERENCE_KERNELS = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
 REFUSED_INSIDE = "attention in a graph inside it: activation checkpointing, a condition"
@@ -145,7 +146,7 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
         if (reason := untold(node)) is not None:
             raise CannotRecord(reason)
     inner = (one for one in traced.modules() if isinstance(one, torch.fx.GraphModule) and one is not traced)
-    if any(node.target in (FUSED, TORCHS_OWN) or untold(node) for one in inner for node in one.graph.nodes):
+    if any(node.target in ATTENDS or untold(node) for one in inner for node in one.graph.nodes):
         raise CannotRecord(REFUSED_INSIDE)
     graph, masks, written = Graph(), dict[Any, int](), Counter[int]()
     for node in traced.graph.nodes:
@@ -153,10 +154,10 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
             written.update(map(memory, node.all_input_nodes))
         running = [names[number] for number in modules_of(node) if number in names]
         graph.modules.update(running)
-        if node.op != "call_function" or node.target not in (FUSED, TORCHS_OWN):
+        if node.op != "call_function" or node.target not in ATTENDS:
             continue
         name, group = running[-1][0] if running else "", 1
-        if node.target is FUSED:
+        if node.target in FUSED_CALLS:
             given = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
             mask = masks.setdefault((given, written[memory(given)]), len(masks))
             key, value = (
@@ -166,7 +167,7 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
             group = repeats(key) if repeats(key) == repeats(value) else 1
         else:
             mask = masks.setdefault((node, 0), len(masks))  # put together inside
-        node.target = beside if node.target is FUSED else beside_torchs_own
+        node.target = beside if node.target in FUSED_CALLS else beside_torchs_own
         node.args = (len(graph.sites), *node.args)
         graph.sites.append(Site(name, mask, group))
     if graph.sites:

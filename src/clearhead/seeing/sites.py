@@ -38,6 +38,8 @@ from clearhead.seeing.trials import Trial
 __all__ = ["FusedCalls", "Report", "Sighting", "uncompiled", "unwatched"]
 
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
+ATEN = torch.ops.aten.scaled_dot_product_attention  # what it ends in; models that torch.export wrote call it
+FUSED_CALLS = {FUSED, ATEN, ATEN.default}
 
 
 class TorchsOwn(threading.local):
@@ -80,7 +82,7 @@ class FusedCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.in_flash:
             return func(*args, **kwargs)
-        if func is FUSED and not torch.compiler.is_compiling():
+        if func in FUSED_CALLS and not torch.compiler.is_compiling():
             return self.see(func, *args, **kwargs)
         if func is F.multi_head_attention_forward and OWN.texts is None:
             with self.inside_torchs_own(*args):
