@@ -227,6 +227,14 @@ def test_what_is_packed_is_copied_and_sent_to_other_processes(dtype: torch.dtype
         assert torch.equal(logits(twin), logits(fast))
 
 
+@pytest.mark.parametrize("kind", [OneDNNLinear, TwoHalvesLinear, HalfLinear, BytesLinear, Int8Linear])
+def test_no_texts_give_no_logits(kind) -> None:
+    needs(torch.int8 if kind is Int8Linear else torch.float16)
+    if kind is BytesLinear and (reason := linear.bytes_obstacle()):
+        pytest.skip(reason)
+    assert rebuilt(MODELS["gpt2"], kind)(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 3, TINY.vocab_size)
+
+
 def test_what_is_packed_is_not_packed_again() -> None:
     needs(torch.float16)
     fast = pack_decoder(MODELS["gpt2"], torch.float16)

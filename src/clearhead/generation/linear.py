@@ -219,7 +219,7 @@ class Int8Linear(nn.Module):
         """Return the layer's output in x's dtype."""
         rows = x.flatten(0, -2).bfloat16()
         y = torch._weight_int8pack_mm(F.pad(rows, (0, self.spare)) if self.spare else rows, self.whole, self.scale)
-        y = y.view(*x.shape[:-1], -1).to(x.dtype)
+        y = y.view(*x.shape[:-1], len(self.whole)).to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y if self.then is None else self.then(y)
 

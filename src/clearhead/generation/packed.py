@@ -47,7 +47,7 @@ class PackedAttention(MultiHeadAttention):
 
     def queries_keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return all three: (batch, heads, time, d_head) each."""
-        heads = self.qkv_proj(x).view(*x.shape[:2], -1, self.d_head).transpose(1, 2)
+        heads = self.qkv_proj(x).view(*x.shape[:2], self.n_heads + 2 * self.n_kv_heads, self.d_head).transpose(1, 2)
         q, k, v = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
         return q, k, v
 
