@@ -34,6 +34,10 @@ def test_effect_prints_what_moves_the_answer_most(capsys: pytest.CaptureFixture[
     assert lines[1].endswith(f"{words[found[0].key]}  (place {found[0].key})")
 
 
+def test_one_effect_is_said_in_the_singular(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "(6 tried, the one that moves it most):" in run(capsys, "effect", TEXT, "--over", "layers", "--top", "1")[1]
+
+
 def test_effect_json_holds_every_head(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "effect", TEXT, "--json")
     found = json.loads(out)
@@ -80,5 +84,9 @@ def test_profile_prints_its_folder_and_goes_on_when_called_again(
     for _ in range(2):
         assert run(capsys, "profile", "sentiment", str(corpus), "--out", str(out)) == (0, f"{out}\n", "")
         assert json.loads((out / "profile.json").read_text(encoding="utf-8"))["texts"] == 2
+    other = tmp_path / "others.txt"
+    other.write_text(TEXT, encoding="utf-8")
+    code, _, err = run(capsys, "profile", "sentiment", str(other), "--out", str(out))
+    assert code == 1 and "holds a profile of another corpus: texts.txt (" in err and "), not others.txt (" in err
     code, _, err = run(capsys, "profile", "sentiment", str(tmp_path / "none.txt"), "--out", str(out))
     assert code == 1 and "none.txt: cannot be read" in err

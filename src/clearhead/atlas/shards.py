@@ -82,6 +82,13 @@ def require_same(identities: Sequence[dict[str, Any]]) -> None:
             )
 
 
+def _said(value: Any) -> str:
+    """Return a part of an identity in words: files by name, each with what tells its content from another's."""
+    if not isinstance(value, list):
+        return str(value)
+    return ", ".join(f"{name} ({mark})" if mark else str(name) for name, mark in value)
+
+
 class State:
     """What one process keeps on disk: what it counted, up to which text, and of what run that is."""
 
@@ -106,8 +113,8 @@ class State:
             raise InputError(f"{self.path} is damaged ({error}): remove it, or give another --out") from error
         if changed := [name for name, value in self.identity.items() if before.get(name) != value]:
             raise InputError(
-                f"{self.path.parent} holds a profile of another {changed[0]}: {before.get(changed[0])}, not "
-                f"{self.identity[changed[0]]}; give another --out"
+                f"{self.path.parent} holds a profile of another {changed[0]}: {_said(before.get(changed[0]))}, not "
+                f"{_said(self.identity[changed[0]])}; give another --out"
             )
         return kept
 

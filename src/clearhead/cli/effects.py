@@ -70,7 +70,8 @@ def run(
 def show(fields: dict[str, Any], words: Sequence[str], top: int) -> None:
     """Print the rows that move the answer most."""
     rows, before, over = fields["rows"], fields["before"], fields["over"]
-    shown = f", the {top} that move it most" if len(rows) > top else ""
+    most = "one that moves" if top == 1 else f"{top} that move"
+    shown = f", the {most} it most" if len(rows) > top else ""
     what = {"heads": "head", "layers": "layer's attention", "links": "link", "tokens": "token"}[over]
     print(f"{one_line(fields['target'])}: {before:.3f}. Without one {what} ({len(rows)} tried{shown}):")
     for row in rows[:top]:
