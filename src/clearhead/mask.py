@@ -99,5 +99,7 @@ def check_mask(mask: Mask, q: Tensor, k: Tensor) -> None:
             raise ShapeError(f"Mask.{name} is on {counts.device}, q on {q.device}: move it with .to(q.device)")
     if mask.queries_at is not None and mask.queries_at.shape != q.shape[2:3]:
         raise ShapeError(f"Mask.queries_at is one place a query, {q.shape[2]}, got {tuple(mask.queries_at.shape)}")
+    if isinstance(mask.window, int):  # as other libraries say it
+        raise ShapeError(f"Mask.window is a pair, how many keys to the left and to the right, got {mask.window}")
     if mask.window is not None and min(mask.window) < 0:
         raise ShapeError(f"Mask.window counts keys to the left and right and cannot be negative, got {mask.window}")

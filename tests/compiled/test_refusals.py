@@ -30,6 +30,7 @@ Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 6, 8)
         ({"mask": Mask(key_lengths=torch.tensor([1, 2, 3]))}, "key_lengths must be 2 whole numbers"),
         ({"mask": Mask(key_lengths=torch.tensor([1, 2], device="meta"))}, "key_lengths is on meta"),
         ({"mask": Mask(window=(-1, 0))}, "cannot be negative"),
+        ({"mask": Mask(window=3)}, "is a pair"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_came(change: dict[str, object], message: str) -> None:
