@@ -84,7 +84,7 @@ def main() -> None:
             table(f"{kind}, 500 MB in {shards}", ways, READING, asked.rounds)
     for text in asked.text:
         place = str(find(text))
-        ours = ["-m", "clearhead.cli", "generate", "It was a dark", "--max-new-tokens", "1", "--model", place]
+        ours = ["-m", "clearhead", "generate", "It was a dark", "--max-new-tokens", "1", "--model", place]
         ways = {"clearhead generate": ours} | ({"transformers": ["-c", FIRST.format(folder=place)]} if theirs else {})
         table(f"process start to first token of {text}", ways, list(ways)[-1], asked.rounds)
 

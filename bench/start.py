@@ -37,7 +37,7 @@ def main() -> None:
     print(machine())
     ways = {
         "import torch": ["-c", "import torch"],
-        "clearhead classify": ["-m", "clearhead.cli", "classify", TEXT, "--model", folder],
+        "clearhead classify": ["-m", "clearhead", "classify", TEXT, "--model", folder],
         "clearhead, as a library": ["-c", LIBRARY.format(folder=folder)],
     }
     if peer("transformers", "transformers"):

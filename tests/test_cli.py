@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(*argv: object, **options: Any) -> subprocess.Popen[str]:
     """Start `clearhead ...` as a process of its own."""
-    command = [sys.executable, "-W", "error", "-m", "clearhead.cli", *map(str, argv)]
+    command = [sys.executable, "-W", "error", "-m", "clearhead", *map(str, argv)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, **(pipes | options))
 
@@ -568,7 +568,7 @@ def test_a_reader_that_leaves_a_drawing_ends_it_quietly_too(command: str, folder
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_and_a_closed_output_are_one_sentence() -> None:
     for redirection, said in (("> /dev/full", "No space left"), (">&-", "standard output is closed")):
-        command = f'"{sys.executable}" -m clearhead.cli --version {redirection}'
+        command = f'"{sys.executable}" -m clearhead --version {redirection}'
         run = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
         assert said in one_sentence(Done(run.returncode, "", run.stderr))
 
@@ -633,7 +633,7 @@ def test_training_that_a_signal_stops_says_how_to_go_on_and_ends_as_signals_do(
 
 def test_a_closed_standard_input_is_a_hint_and_not_a_traceback() -> None:
     run = subprocess.run(
-        ["sh", "-c", f'exec "{sys.executable}" -m clearhead.cli classify <&-'], capture_output=True, text=True
+        ["sh", "-c", f'exec "{sys.executable}" -m clearhead classify <&-'], capture_output=True, text=True
     )
     assert run.returncode == 2
     assert "give a text" in run.stderr
