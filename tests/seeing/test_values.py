@@ -64,3 +64,24 @@ def test_without_a_backward_run_there_is_no_gradient() -> None:
     with watch(model, gradients=True) as seen:
         model(q, q, q)
     assert seen.call(0).gradient is None
+
+
+class GivesNone(torch.autograd.Function):
+    """Something behind attention through which no gradient comes back."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> None:
+        return None
+
+
+def test_where_no_gradient_comes_back_the_backward_run_goes_on() -> None:
+    model = Fused()
+    q = torch.randn(1, 1, 3, 4, requires_grad=True)
+    with watch(model, gradients=True) as seen:
+        (GivesNone.apply(model(q, q, q)).sum() + q.sum()).backward()
+    assert torch.equal(q.grad, torch.ones_like(q))
+    assert seen.call(0).gradient is None

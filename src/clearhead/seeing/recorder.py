@@ -141,8 +141,10 @@ class Recorder(Whereabouts):
             else:
                 file.drop()
 
-    def keep_gradient(self, call: Call, lay: Callable[[Tensor], Tensor], gradient: Tensor) -> None:
-        """Keep the gradient by a call's output, once it is known."""
+    def keep_gradient(self, call: Call, lay: Callable[[Tensor], Tensor], gradient: Tensor | None) -> None:
+        """Keep the gradient by a call's output, once it is known; None comes where something behind it gives none."""
+        if gradient is None:
+            return
         kept = lay(gradient.detach())
         call.gradient = self.keeper.later(call, kept if len(call.heads) == call.n_heads else kept[:, list(call.heads)])
 
