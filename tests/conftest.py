@@ -73,6 +73,19 @@ def research_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def gpt_with_sinks() -> Any:
+    """Return a small GPT whose heads have sinks that matter."""
+    from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+
+    config = GPTConfig(vocab_size=50, d_model=32, n_heads=4, n_kv_heads=2, n_layers=2, d_ff=64, max_len=64, sinks=True)
+    model = GPTForCausalLM(config).eval()
+    with torch.no_grad():
+        for block in model.gpt.blocks:
+            block.attention.sinks.normal_(mean=1.0)
+    return model
+
+
 @pytest.fixture(scope="session")
 def cuda() -> torch.device:
     """Return the first GPU."""

@@ -12,7 +12,7 @@ from clearhead.derivation import derive
 from clearhead.errors import CheckpointError
 from clearhead.generation import answers, generate
 from clearhead.generation.packed import pack_decoder
-from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+from clearhead.models.gpt import GPTForCausalLM
 
 MASKS = {
     "none": EVERYWHERE,
@@ -74,29 +74,18 @@ def test_numbers_and_gradients_are_those_of_gpt_oss() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def gpt() -> GPTForCausalLM:
-    """Return a GPT whose heads have sinks that matter."""
-    config = GPTConfig(vocab_size=50, d_model=32, n_heads=4, n_kv_heads=2, n_layers=2, d_ff=64, max_len=64, sinks=True)
-    model = GPTForCausalLM(config).eval()
-    with torch.no_grad():
-        for block in model.gpt.blocks:
-            block.attention.sinks.normal_(mean=1.0)  # type: ignore[union-attr]
-    return model
-
-
-def test_cached_packed_and_uncached_are_the_same_text(gpt: GPTForCausalLM) -> None:
+def test_cached_packed_and_uncached_are_the_same_text(gpt_with_sinks: GPTForCausalLM) -> None:
     prompt = [[3, 4, 5], [6]]
     tokens = list(prompt[0])
     with torch.inference_mode():
         for _ in range(6):
-            tokens.append(int(gpt(torch.tensor([tokens]))[0, -1].argmax()))
-    for model in (gpt, pack_decoder(gpt)):
+            tokens.append(int(gpt_with_sinks(torch.tensor([tokens]))[0, -1].argmax()))
+    for model in (gpt_with_sinks, pack_decoder(gpt_with_sinks)):
         assert answers(generate(model, prompt, max_new_tokens=6), 2)[0] == tokens[3:]
 
 
-def test_the_derivation_says_what_the_sink_takes(gpt: GPTForCausalLM) -> None:
-    attention = gpt.gpt.blocks[0].attention
+def test_the_derivation_says_what_the_sink_takes(gpt_with_sinks: GPTForCausalLM) -> None:
+    attention = gpt_with_sinks.gpt.blocks[0].attention
     assert isinstance(attention, MultiHeadAttention)
     x = torch.randn(4, 32)
     told = derive(attention, x, list("abcd"), query=3, head=1, mask=CAUSAL)
@@ -105,6 +94,6 @@ def test_the_derivation_says_what_the_sink_takes(gpt: GPTForCausalLM) -> None:
     assert told["weights"].sum() < 1 and "sink" in told.steps[5].equation
 
 
-def test_no_family_has_words_for_sinks_yet(gpt: GPTForCausalLM, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_no_family_has_words_for_sinks_yet(gpt_with_sinks: GPTForCausalLM, tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CheckpointError, match="sinks"):
-        save(gpt, tmp_path / "sinks")
+        save(gpt_with_sinks, tmp_path / "sinks")

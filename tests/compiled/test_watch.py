@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from clearhead.attention import CAUSAL, attend, attention_map
 from clearhead.models.bert import Bert, BertConfig
 from clearhead.models.gpt import GPTConfig, GPTForCausalLM
-from clearhead.seeing import Recording, edit, watch
+from clearhead.seeing import Recording, edit, effect, watch
 
 TOKENS = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(0))
 X = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
@@ -321,6 +321,12 @@ def test_gradients_and_edits_are_of_the_uncompiled_model() -> None:
         edited = compiled(X)
     assert not torch.allclose(edited, before, atol=1e-3)
     assert "something else is watched or edited at the same time" in seen.notes[0]
+    with edit(compiled) as change:
+        change.switch_off(layer=0)
+        assert torch.equal(compiled(X), edited)
+    assert "it is edited" in change.notes[0]
+    said = effect(compiled.eval(), X, lambda out: out.flatten(1).sum(-1), over="heads").notes
+    assert any("it is edited" in note for note in said)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.attention import CAUSAL, EVERYWHERE, Mask, attend, attention_map
-from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+from clearhead.models.gpt import GPTForCausalLM
 from clearhead.seeing import edit, watch
 
 SINKS = torch.tensor([-1.0, 0.0, 1.5, 4.0])
@@ -54,27 +54,17 @@ def test_maps_are_the_formula_and_nothing_changes(name: str, dtype: torch.dtype)
     torch.testing.assert_close(call.sinks.flatten(), SINKS, rtol=0, atol=0.02 if dtype == torch.bfloat16 else 1e-6)
 
 
-@pytest.fixture
-def gpt() -> GPTForCausalLM:
-    config = GPTConfig(vocab_size=50, d_model=32, n_heads=4, n_kv_heads=2, n_layers=2, d_ff=64, max_len=64, sinks=True)
-    model = GPTForCausalLM(config).eval()
-    with torch.no_grad():
-        for block in model.gpt.blocks:
-            block.attention.sinks.normal_(mean=1.0)  # type: ignore[union-attr]
-    return model
-
-
-def test_a_model_with_sinks_is_seen_by_its_tokens(gpt: GPTForCausalLM) -> None:
+def test_a_model_with_sinks_is_seen_by_its_tokens(gpt_with_sinks: GPTForCausalLM) -> None:
     tokens = torch.randint(0, 50, (2, 6))
-    with torch.no_grad(), watch(gpt) as seen:
-        gpt(tokens)
+    with torch.no_grad(), watch(gpt_with_sinks) as seen:
+        gpt_with_sinks(tokens)
     assert [(layer.n_queries, layer.n_keys, layer.n_kv_heads) for layer in seen.layers] == [(6, 6, 2)] * 2
     assert seen.call(0).rule.reach == 0
     assert (seen.map(1, 2).sum(-1) < 0.99).all()
-    cache = gpt.new_cache(2, 8)
-    with torch.no_grad(), watch(gpt) as steps:
-        gpt(tokens[:, :5], cache=cache)
-        gpt(tokens[:, 5:], cache=cache)
+    cache = gpt_with_sinks.new_cache(2, 8)
+    with torch.no_grad(), watch(gpt_with_sinks) as steps:
+        gpt_with_sinks(tokens[:, :5], cache=cache)
+        gpt_with_sinks(tokens[:, 5:], cache=cache)
     assert steps.map(1, 2, batch=1)[0].numpy() == pytest.approx(seen.map(1, 2, batch=1)[5].numpy(), abs=1e-5)
 
 

@@ -121,10 +121,15 @@ class Edits:
         return tuple(f"{edit.said}: {self._reason(edit, want)}" for edit in self.edits for want in edit.waiting)
 
     @property
+    def notes(self) -> list[str]:
+        """Return what else than the edits is not as it would be without them, such as a compiled model uncompiled."""
+        return self.recorder.recording.notes
+
+    @property
     def why_nothing(self) -> str:
         """Return why no attention was met."""
         seen = self.recorder.recording
-        why = [f"{unseen.name or 'elsewhere'}: {unseen.reason}" for unseen in seen.unseen[:FEW]] + seen.notes
+        why = [f"{unseen.name or 'elsewhere'}: {unseen.reason}" for unseen in seen.unseen[:FEW]] + self.notes
         return "; ".join(why) or "no attention ran; run the model inside the with block"
 
     def act(self, sighting: Sighting) -> Tensor | None:

@@ -149,7 +149,7 @@ def effect(
     before = values(value(outputs, 1), texts, 1)[0]
     cases = _cases(model, inputs, over, change.met, (layer, head, query))
     n_queries = max(met.n_queries for met in change.met.values())
-    notes: list[str] = []
+    notes = list(change.notes)
     size = max(1, at_once // texts - 1)
     if size > 1 and any(met.batch != texts for met in change.met.values()):
         size = 1
