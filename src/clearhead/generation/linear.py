@@ -22,7 +22,7 @@ from clearhead.packed import FUSED, onednn_obstacle
 # weight (out x in, float32), bias, what comes after -> a layer
 MakeLinear = Callable[[Tensor, Tensor | None, Activation | None], nn.Module]
 
-FEW = 4  # rows up to which float16 kernels are the faster ones; they compute, where oneDNN's do with more rows, in turn
+FEW = 4  # rows up to which FBGEMM's float16 reads sooner than oneDNN's float32; LOG.md has both by rows
 LARGEST_HALF = 65_504.0  # of float16
 LOWER = 2.0**11  # by which the second half of a float32 is enlarged, lest it falls below what float16 holds
 KERNEL_READS = 32  # channels torch's int8 kernel reads at a time: it does not check, and reads past the end of a row
