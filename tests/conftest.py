@@ -17,6 +17,7 @@ from typing import Any
 # Before any import that reads them. Child processes inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("FORCE_COLOR", None)  # asks for the colours whose absence tests want
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers of pytest-xdist would fight for the cores
 
 import numpy as np

@@ -77,8 +77,9 @@ def test_effect_and_profile_say_which_models_they_are_not_for(
 
 
 def test_profile_prints_its_folder_and_goes_on_when_called_again(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # colours a log, and asks for no bar that moves in it
     corpus, out = tmp_path / "texts.txt", tmp_path / "atlas"
     corpus.write_text(f"{TEXT}\na second text\n", encoding="utf-8")
     for _ in range(2):

@@ -27,11 +27,20 @@ ASKED: dict[str, Callable[[Call], object]] = {
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
-    """Let torch have three threads, share any sweep, and return which threads multiplied."""
+    """Let torch have three threads, share any sweep, and return which threads multiplied.
+
+    While a sweep is shared its first product waits for a second thread: on a busy machine one alone may be through with
+    all heads before another has begun.
+    """
     before, seen, multiply = torch.get_num_threads(), set[int](), torch.bmm
+    arrived = threading.Condition()
 
     def watched(*args: Tensor, **rest: Tensor) -> Tensor:
-        seen.add(threading.get_ident())
+        with arrived:
+            seen.add(threading.get_ident())
+            arrived.notify_all()
+            if workers.BUSY.locked():
+                arrived.wait_for(lambda: len(seen) > 1, timeout=60)
         return multiply(*args, **rest)
 
     monkeypatch.setattr(tiles, "MANY", 0)

@@ -167,7 +167,7 @@ def _progress(done: int, world: World) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     share = f" by process 0 of {world.size}" if world.size > 1 else ""
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} texts" + share), TimeElapsedColumn())
-    hidden = world.rank > 0 or not console.is_terminal
+    hidden = world.rank > 0 or not console.file.isatty()
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=None, completed=done)
         yield lambda texts: bar.update(task, completed=texts)

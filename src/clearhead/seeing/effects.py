@@ -281,6 +281,6 @@ def _progress(n: int, what: str) -> Iterator[Callable[[], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=console, transient=True, disable=not console.file.isatty()) as bar:
         task = bar.add_task(what, total=n)
         yield lambda: bar.update(task, advance=1)

@@ -32,7 +32,7 @@ def progress(done: int, n_steps: int) -> Iterator[Progress]:
         yield PlainLines()
         return
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.file.isatty():  # FORCE_COLOR makes a terminal of a log in rich's eyes
         yield PlainLines()
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
