@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import clearhead
 from clearhead import Recording
-from clearhead.seeing import pyramid
+from clearhead.seeing.maps import pyramid
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32

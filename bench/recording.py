@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 import clearhead
 from clearhead.seeing.call import Call
-from clearhead.seeing.keeping import Keeper
+from clearhead.seeing.recordings.keeping import Keeper
+from clearhead.seeing.recordings.saving import finish
+from clearhead.seeing.recordings.store import File
 from clearhead.seeing.rule import Rule
-from clearhead.seeing.saving import finish
-from clearhead.seeing.store import File
 
 SIDE, D_HEAD = 256, 64
 

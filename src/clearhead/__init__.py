@@ -8,7 +8,7 @@
     seen.map(layer=2, head=4)                          # the exact weights, computed now
 
 Reading order of the source: attention -> derivation -> positions -> block -> models/bert -> training/objectives
--> training/loop -> classification -> packed -> checkpoints/mapping -> seeing/recorder -> seeing/maps -> cli.
+-> training/loop -> classification -> packed -> checkpoints/mapping -> seeing/recorder -> seeing/maps/formula -> cli.
 
 Names are imported when first used: `import clearhead` costs a few milliseconds, `clearhead --help` needs no torch.
 """

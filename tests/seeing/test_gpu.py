@@ -112,7 +112,7 @@ def test_a_generation_on_a_gpu_keeps_every_key_once(cuda: torch.device) -> None:
 
 
 def test_what_a_gpu_has_left_is_known(cuda: torch.device) -> None:
-    from clearhead.seeing.memory import available
+    from clearhead.seeing.recordings.memory import available
 
     before = available(cuda)
     held = torch.empty(2**28, dtype=torch.uint8, device=cuda)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from clearhead.explorer.colours import INK, STEPS, colour, step
 from clearhead.explorer.lines import ACCENT, fitted, line_of, wrap_to
 from clearhead.explorer.view import View, shares
-from clearhead.seeing.recording import Layer
+from clearhead.seeing.recordings.recording import Layer
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
     from rich.text import Text

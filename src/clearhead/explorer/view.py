@@ -17,7 +17,7 @@ from clearhead.seeing import Link, Recording
 COVERAGE = 0.7  # links are listed until they carry this much of the query's weight
 N_STRONGEST = 5
 LONG = 64  # tokens from which heads that look at places rather than words are told apart, and come last
-PLACES = ("sink", "previous", "self", "next")  # what such a head is called in seeing/habits.py
+PLACES = ("sink", "previous", "self", "next")  # what such a head is called in seeing/maps/habits.py
 WHOLE_MAP = 128  # tokens up to which the chosen head's whole map goes into the JSON
 
 # English words that hold a sentence together rather than say what it is about: articles, pronouns, prepositions,

@@ -2,20 +2,19 @@
 
 And test what it means: `edit` changes heads and links while a model runs, `effect` ranks them by what that moves.
 
-Reading order: recorder -> whereabouts -> sites -> normaliser -> found -> byhand -> vocabulary -> scores -> interface ->
-flex -> flash -> layouts -> texts -> compiled -> graphs -> recording -> questions -> call -> products -> maps -> workers
--> tiles -> pyramid -> statistics -> habits -> rollout -> rule -> keeping -> saving -> editing -> edits -> effects.
+Reading order: recorder, then `sites/` where attention is met; recognition -> rule -> call, what is known of one call;
+`maps/`, what follows from it; `recordings/`, where calls are kept and asked; `editing/`, what they are changed by.
 """
 
-from clearhead.seeing.editing import Edits, edit
-from clearhead.seeing.effects import Effect, Effects, effect
-from clearhead.seeing.estimate import Estimate, estimate
-from clearhead.seeing.habits import Habit
-from clearhead.seeing.pyramid import Pyramid
+from clearhead.seeing.editing.editor import Edits, edit
+from clearhead.seeing.editing.effects import Effect, Effects, effect
+from clearhead.seeing.maps.habits import Habit
+from clearhead.seeing.maps.pyramid import Pyramid
+from clearhead.seeing.maps.statistics import Link, Sink
 from clearhead.seeing.recorder import watch
-from clearhead.seeing.recording import Layer, Recording, Unseen
-from clearhead.seeing.saving import open_recording
-from clearhead.seeing.statistics import Link, Sink
+from clearhead.seeing.recordings.estimate import Estimate, estimate
+from clearhead.seeing.recordings.recording import Layer, Recording, Unseen
+from clearhead.seeing.recordings.saving import open_recording
 
 __all__ = [
     "Edits",

@@ -8,7 +8,7 @@ Two things some models add: a softcap c, which makes c tanh(scale * q_i . k_j / 
 sinks, one more score a head that takes weight to no key, so that a row sums to less than 1 (gpt-oss, 2025).
 
 It is how the backward pass of flash attention recovers the weights that its forward pass never stored
-(Dao et al. 2022, algorithm 4). Next: `maps.py` asks for tiles of it.
+(Dao et al. 2022, algorithm 4). Next: `maps/formula.py` asks for tiles of it.
 """
 
 from collections.abc import Iterable

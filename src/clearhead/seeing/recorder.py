@@ -4,8 +4,8 @@
         model(tokens)
     seen.map(layer=3, head=7)
 
-The model is not changed: `whereabouts.py` knows which module is running, `sites.py` sees the calls. What ran and could
-not be seen is listed by name in `seen.unseen`. Next: `recording.py`, what comes out.
+The model is not changed: `sites/whereabouts.py` knows which module is running, `sites/fused.py` sees the calls. What
+ran and could not be seen is listed by name in `seen.unseen`. Next: `recordings/recording.py`, what comes out.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.keeping import Keeper
-from clearhead.seeing.memory import NoRoom, place
 from clearhead.seeing.recognition import Masks, recognise
-from clearhead.seeing.recording import Recording
+from clearhead.seeing.recordings.keeping import Keeper
+from clearhead.seeing.recordings.memory import NoRoom, place
+from clearhead.seeing.recordings.recording import Recording
+from clearhead.seeing.recordings.saving import finish
+from clearhead.seeing.recordings.store import File
 from clearhead.seeing.rule import Rule
-from clearhead.seeing.saving import finish
-from clearhead.seeing.sighting import Sighting, dtype_in_kernel
-from clearhead.seeing.store import File
-from clearhead.seeing.whereabouts import Whereabouts, standing_beside
+from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
+from clearhead.seeing.sites.whereabouts import Whereabouts, standing_beside
 
 
 @contextlib.contextmanager

@@ -1,0 +1,4 @@
+"""Heads and links changed while a model runs, and what that moves.
+
+Reading order: editor -> edits -> continuing -> effects -> target.
+"""

@@ -1,0 +1,290 @@
+"""What an edit does to one attention call, after the model's own kernel has run: the mathematics of `editor.py`.
+
+Nothing is run twice but the rows that an edit names. With w the weights of a head and v its values:
+
+    switch_off     out_i = 0                                          scaled after the kernel: the same under any kernel
+    cut            out_i = out_i - w_ij v_j                           the one weight from the kernel's log-sum-exp
+    cut, renormalised     softmax of the row with -inf at j, times v  the row alone
+    replace        out = pattern @ v
+    patch          out = what a head gave in another run
+
+Where one head is edited more than once they act in this order: replace, cut, patch, switch_off. What no edit names
+keeps its bits. Scaling heads is Michel et al. 2019, "Are Sixteen Heads Really Better than One?"; cutting links is the
+"attention knockout" of Geva et al. 2023; patching is Vig et al. 2020, "causal mediation analysis".
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clearhead.errors import ShapeError, WatchError
+from clearhead.seeing.call import Call
+from clearhead.seeing.maps import formula
+from clearhead.seeing.recordings.recording import Recording
+
+Places = int | slice | Sequence[int] | None
+
+
+@dataclass(eq=False, kw_only=True)
+class Edit:
+    """Something to be done to some heads of some layers, in some texts of the batch; None means all of them.
+
+    said:     as it was asked for, for messages.
+    waiting:  the layers that it was not applied to yet; `why` is the reason, where one is known.
+    """
+
+    said: str
+    layers: tuple[int | str, ...] | None
+    heads: tuple[int, ...] | None
+    texts: tuple[int, ...] | None
+    waiting: set[int | str | None] = field(init=False)
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        self.waiting = {None} if self.layers is None else set(self.layers)
+
+
+@dataclass(eq=False, kw_only=True)
+class SwitchOff(Edit):
+    """The heads give nothing; with `others`, all but these heads."""
+
+    others: bool = False
+
+
+@dataclass(eq=False, kw_only=True)
+class Cut(Edit):
+    """These queries give nothing to these keys; what they gave goes to their other keys if `renormalise`."""
+
+    query: Places
+    key: Places
+    renormalise: bool
+
+
+@dataclass(eq=False, kw_only=True)
+class Replace(Edit):
+    """The heads mix their values by `pattern`."""
+
+    pattern: Float[Tensor, "query key"]
+
+
+@dataclass(eq=False, kw_only=True)
+class Patch(Edit):
+    """The heads give what `source` holds: (query, d_value), or the same layer and head of a recording."""
+
+    source: Tensor | Recording
+    query: Places = None
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One call to be edited: `out` is what its kernel gave, `v` its values, `first` and `first_key` their positions."""
+
+    call: Call
+    v: Float[Tensor, "batch kv_heads key d_value"]
+    out: Float[Tensor, "batch heads query d_value"]
+    name: str
+    index: int
+    first: int = 0
+    first_key: int = 0
+
+    def values(self, text: int, heads: Tensor) -> Float[Tensor, "heads key d_value"]:
+        """Return the values that `heads` of one text mix, in the dtype that weights are computed in."""
+        group = self.call.n_heads // self.v.shape[1]
+        text = text if self.v.shape[0] > 1 else 0
+        return self.v[text].index_select(0, heads // group).to(self.call.exact)
+
+    def rows(self, query: Places) -> list[int]:
+        """Return the rows of this call at the positions `query`, in order."""
+        return [i - self.first for i in positions(query, self.first + self.call.n_queries) if i >= self.first]
+
+    def cols(self, key: Places) -> list[int]:
+        """Return the columns of this call at the positions `key`, in order."""
+        found = positions(key, self.first_key + self.call.n_keys)
+        return [j - self.first_key for j in found if j >= self.first_key]
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Return whether a gradient will flow through the output."""
+        return torch.is_grad_enabled() and self.out.requires_grad
+
+
+def positions(which: Places, n: int) -> list[int]:
+    """Return those of n positions that `which` names, in order; what is not there yet is left out."""
+    if which is None or isinstance(which, slice):
+        return list(range(n)[which or slice(None)])
+    which = [which] if isinstance(which, int) else which
+    return sorted({i % n for i in which if -n <= i < n})
+
+
+def apply(edits: Sequence[Edit], site: Site) -> tuple[Float[Tensor, "batch heads query d_value"] | None, list[Edit]]:
+    """Return what the heads give after `edits`, None for no change, and which edits found their place here."""
+    out = site.out.clone()  # in its own layout, so that what follows runs the same kernels
+    with formula.full_precision():
+        done: list[Edit] = [*_mix([edit for edit in edits if isinstance(edit, Replace | Cut)], site, out)]
+        done += _patch([edit for edit in edits if isinstance(edit, Patch)], site, out)
+        done += _switch_off([edit for edit in edits if isinstance(edit, SwitchOff)], site, out)
+    return (out if done else None), done
+
+
+def addressed(edit: Edit, site: Site) -> tuple[list[int], list[int]]:
+    """Return the texts and heads of a call that an edit is about; raises WatchError where they do not exist."""
+    call = site.call
+    for what, asked, n in (("head", edit.heads, call.n_heads), ("text", edit.texts, call.batch)):
+        if wrong := [i for i in asked or () if not 0 <= i < n]:
+            raise WatchError(
+                f"{edit.said}: layer {site.index} {site.name!r} has {n} {what}s, counted from 0: there is no "
+                f"{what} {wrong[0]}"
+            )
+    texts = list(range(call.batch) if edit.texts is None else edit.texts)
+    return texts, list(range(call.n_heads) if edit.heads is None else edit.heads)
+
+
+def _switch_off(edits: Iterable[SwitchOff], site: Site, out: Tensor) -> Iterator[Edit]:
+    for edit in edits:
+        texts, heads = addressed(edit, site)
+        if edit.others:
+            heads = [head for head in range(site.call.n_heads) if head not in heads]
+        for text in texts:
+            out[text, heads] = 0
+        yield edit
+
+
+def _patch(edits: Iterable[Patch], site: Site, out: Tensor) -> Iterator[Edit]:
+    for edit in edits:
+        texts, heads = addressed(edit, site)
+        rows = site.rows(edit.query)
+        if not rows:
+            edit.why = _absent("query", edit.query, site.first + site.call.n_queries)
+            continue
+        for text in texts:
+            for head in heads:
+                given = _given(edit, site, text, head)
+                if given.shape == (site.call.n_queries, out.shape[-1]):
+                    given = given[rows]
+                elif given.shape != (len(rows), out.shape[-1]):
+                    raise ShapeError(
+                        f"{edit.said}: layer {site.index} {site.name!r} expects the output of "
+                        f"{site.call.n_queries} queries, {out.shape[-1]} numbers each, got {tuple(given.shape)}; "
+                        f"query= names the positions where texts are not of one length"
+                    )
+                out[text, head, rows] = given.to(out)
+        yield edit
+
+
+def _given(edit: Patch, site: Site, text: int, head: int) -> Tensor:
+    if isinstance(edit.source, Tensor):
+        return edit.source
+    call = edit.source.call(site.index)
+    if call.n_queries < call.n_all:  # which of them stands where is not to be guessed
+        raise WatchError(f"{edit.said}: that recording kept only some rows: record without rows=, or give the tensor")
+    n_texts = call.batch
+    return edit.source.output(site.index, head, batch=text if n_texts > 1 else 0)
+
+
+def _mix(edits: Iterable[Replace | Cut], site: Site, out: Tensor) -> list[Edit]:
+    """Apply replaced patterns and cuts, head by head, heads with the same edits together."""
+    done: list[Edit] = []
+    todo: dict[tuple[int, int], list[Replace | Cut]] = {}
+    for edit in edits:
+        texts, heads = addressed(edit, site)
+        if not _is_here(edit, site):
+            continue
+        for text in texts:
+            for head in heads:
+                todo.setdefault((text, head), []).append(edit)
+        done.append(edit)
+    alike: dict[tuple[int, tuple[int, ...]], tuple[list[int], list[Replace | Cut]]] = {}
+    for (text, head), some in todo.items():
+        alike.setdefault((text, tuple(map(id, some))), ([], some))[0].append(head)
+    for (text, _), (heads, some) in alike.items():
+        _mix_alike(some, site, text, torch.tensor(heads, device=out.device), out)
+    return done
+
+
+def _is_here(edit: Replace | Cut, site: Site) -> bool:
+    """Return whether a call has the positions of an edit; raises for what can never be right."""
+    call = site.call
+    if isinstance(edit, Replace):
+        if edit.pattern.shape != (call.n_queries, call.n_keys):
+            raise ShapeError(
+                f"{edit.said}: layer {site.index} {site.name!r} has {call.n_queries} queries and {call.n_keys} keys, "
+                f"the pattern is {' x '.join(map(str, edit.pattern.shape))}"
+            )
+        return True
+    if call.dropout:
+        raise WatchError(
+            f"{edit.said}: layer {site.index} {site.name!r} drops weights at random (dropout {call.dropout}), and "
+            f"which ones only its kernel knows: call model.eval() first"
+        )
+    for what, asked, n, found in (
+        ("query", edit.query, site.first + call.n_queries, site.rows(edit.query)),
+        ("key", edit.key, site.first_key + call.n_keys, site.cols(edit.key)),
+    ):
+        if not found:
+            edit.why = _absent(what, asked, n)
+            return False
+    return True
+
+
+def _absent(what: str, asked: Places, n: int) -> str:
+    return f"there is no {what} {asked}: its last call had {n}"
+
+
+def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Tensor, out: Tensor) -> None:
+    """Write into `out` what `heads` of one text give after `edits`, touching only the rows that these name."""
+    call = site.call
+    cuts = [edit for edit in edits if isinstance(edit, Cut)]
+    patterns = [edit.pattern for edit in edits if isinstance(edit, Replace)]
+    rows = range(call.n_queries) if patterns else sorted({row for cut in cuts for row in site.rows(cut.query)})
+    v = site.values(text, heads)
+    one_weight_is_enough = not (patterns or any(cut.renormalise for cut in cuts) or site.wants_gradient)
+    if one_weight_is_enough and call.lse is not None:
+        cols = torch.tensor(sorted({key for cut in cuts for key in site.cols(cut.key)}), device=out.device)
+        for some in _pieces(rows, len(heads) * len(cols), out.device):
+            lost = formula.weights(call, text, heads, some, cols)
+            lost = lost.masked_fill(~_gone(cuts, site, some)[:, cols], 0)
+            place = text, heads[:, None], some
+            out[place] = (out[place].to(call.exact) - lost @ v[:, cols]).to(out.dtype)
+        return
+    every = torch.arange(call.n_keys, device=out.device)
+    for some in _pieces(rows, len(heads) * call.n_keys, out.device):
+        closed = _gone([cut for cut in cuts if cut.renormalise], site, some)
+        zeroed = _gone([cut for cut in cuts if not cut.renormalise], site, some)
+        if patterns:
+            weights = patterns[-1].to(v)[some].expand(len(heads), -1, -1)
+            left = weights.masked_fill(closed, 0)
+            scale = weights.sum(-1, keepdim=True) / left.sum(-1, keepdim=True)
+            weights = torch.where(closed.any(-1, keepdim=True), left * scale.nan_to_num(0, 0, 0), weights)
+        else:
+            scores = formula.scores(call, text, heads, some, every).masked_fill(closed, -torch.inf)
+            weights = _softmax(scores, formula.sinks(call, text, heads, some))
+        out[text, heads[:, None], some] = (weights.masked_fill(zeroed, 0) @ v).to(out.dtype)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return the weights of rows; a row that may look nowhere gives 0, as torch's kernels have it."""
+    if sinks is not None:
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+    blind = (scores == -torch.inf).all(-1, keepdim=True)
+    return scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+
+
+def _gone(cuts: Iterable[Cut], site: Site, rows: Tensor) -> Tensor:
+    """Return which links of `rows` are cut: (rows, keys), True = gone."""
+    gone = torch.zeros(len(rows), site.call.n_keys, dtype=torch.bool, device=rows.device)
+    for cut in cuts:
+        mine = torch.isin(rows, torch.tensor(site.rows(cut.query), device=rows.device))
+        keys = torch.zeros(site.call.n_keys, dtype=torch.bool, device=rows.device)
+        keys[site.cols(cut.key)] = True
+        gone |= mine[:, None] & keys
+    return gone
+
+
+def _pieces(rows: Sequence[int], width: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield `rows` in pieces whose weights fit one tile."""
+    height = max(1, formula.TILE // max(1, width))
+    for top in range(0, len(rows), height):
+        yield torch.tensor(rows[top : top + height], device=device)

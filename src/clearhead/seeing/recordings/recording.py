@@ -1,0 +1,259 @@
+"""What `watch` brings back: every attention call of the run in few numbers, and exact maps, computed when asked for.
+
+A layer is a place in the model where attention happened, numbered in the order of first use; each forward adds one
+call to it. Positions count from 0, heads as in the model. Next: `questions.py`, what can be asked of it.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clearhead.errors import WatchError
+from clearhead.seeing.call import Call, taken
+from clearhead.seeing.recordings import peers
+from clearhead.seeing.recordings.memory import in_words
+from clearhead.seeing.recordings.questions import LARGEST_MAP
+from clearhead.seeing.recordings.summaries import Summaries
+
+FEW = 3  # layers that an error message names
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place in the model where attention happened; sizes are those of its last call."""
+
+    index: int
+    name: str
+    calls: int
+    batch: int
+    n_heads: int
+    n_kv_heads: int
+    n_queries: int
+    n_keys: int
+    dtype: torch.dtype
+    nbytes: int  # of all its calls
+    n_rows: int  # queries of which something can be asked: all, where `watch` was not given rows=
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One run of the watched model; a generation is a long one for the prompt, then a short one for each token."""
+
+    index: int
+    first: int  # the key at which its first query stands: 0, or how much of the text earlier forwards had read
+    n_queries: int
+    calls: dict[int, int]  # for each layer that took part, the `call` to ask for
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A module that looks like attention and ran: its class, and what to say should nothing be seen inside it."""
+
+    kind: str
+    likely: str
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Attention that ran and is not in the recording, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+class Recording(Summaries):
+    """The attention of one or several forward passes; made by `watch`, which fills it while its body runs."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []  # of layers, by index
+        self.calls: dict[int, list[Call]] = {}
+        self.skipped: set[int] = set()  # layers that `layers=` left out
+        self.ran: dict[str, Ran] = {}
+        self.refused: dict[str, str] = {}
+        self.words: list[str] | None = None  # of the text, where somebody said them
+        self.n_forwards = 0  # of the outermost module that was watched
+        self.settle: Callable[[], None] = _nothing  # waits for copies that are on their way
+        self.outside = 0  # fused calls from outside the watched model
+        self.notes: list[str] = []  # what watching changed or could not do, if anything
+
+    def __repr__(self) -> str:
+        if not self.calls:
+            return "Recording of nothing" + (f": {self._why_empty()}" if self.n_forwards else " yet")
+        layers = self.layers
+        heads = sum(len(self.calls[layer.index][-1].heads) for layer in layers)
+        shapes = {f"{one.batch} x {one.n_queries} x {one.n_keys}" for one in layers}
+        sizes = f", texts x queries x keys {shapes.pop()}" if len(shapes) == 1 else ""
+        unseen = f"; not seen: {len(self.unseen)}, in .unseen" if self.unseen else ""
+        notes = f"; notes: {len(self.notes)}, in .notes" if self.notes else ""
+        forwards = len(self.forwards)
+        return (
+            f"Recording of {len(layers)} layer{'s' * (len(layers) != 1)}, {heads} heads, "
+            f"{forwards} forward{'s' * (forwards != 1)}{sizes}, {in_words(self.nbytes)}{unseen}{notes}"
+        )
+
+    def index(self, name: str) -> int:
+        """Return the number of the layer called `name`, a new one where it was not met before."""
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+    def note(self, what: str) -> None:
+        """Say once what watching changed or could not do."""
+        if what not in self.notes:
+            self.notes.append(what)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Return what was recorded, in order; raises WatchError, saying what was not seen, if that is nothing."""
+        if not self.calls:
+            raise WatchError(f"no attention was recorded: {self._why_empty()}")
+        return tuple(self._layer(index) for index in sorted(self.calls))
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """Return the runs of the model that were recorded, in order, with their place in the text.
+
+        Length and place are those of the first layer that took part.
+        """
+        made: dict[int, dict[int, int]] = {}
+        for layer, calls in sorted(self.calls.items()):
+            for number, call in enumerate(calls):
+                made.setdefault(call.forward, {})[layer] = number
+        found = []
+        for index, numbers in sorted(made.items()):
+            layer, number = next(iter(numbers.items()))
+            call = self.calls[layer][number]
+            visible = call.rule.visible(call.n_all, call.n_keys)  # a static cache has places for keys to come
+            found.append(Forward(index, max(visible - call.n_all, 0), call.n_all, numbers))
+        return tuple(found)
+
+    @property
+    def unseen(self) -> tuple[Unseen, ...]:
+        """Return the modules that look like attention and ran, but whose attention is not in here, and why."""
+        seen = {name.partition("#")[0] for name in self.names if name not in self.refused}
+        found = []
+        for name, ran in self.ran.items():
+            above = [name[:i] for i, letter in enumerate(name) if letter == "."]
+            inside = name + "."
+            if name in seen or any(s.startswith(inside) or not name for s in seen):
+                continue  # seen, or made of something seen
+            if name not in self.refused and any(other.startswith(inside) for other in self.ran):
+                continue  # the attention is a module inside
+            if any(a in self.ran and (a in seen or a in self.refused) for a in above):
+                continue  # a helper of one that is accounted for
+            found.append(Unseen(name, ran.kind, self.refused.get(name, ran.likely)))
+        found += [Unseen(name, "", why) for name, why in self.refused.items() if name not in self.ran]
+        if self.outside:
+            found.append(Unseen("", "", f"{self.outside} fused calls came from outside the watched model"))
+        return tuple(found)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the memory the recording takes; keys that calls share, and masks, are counted once."""
+        calls = [call for calls in self.calls.values() for call in calls]
+        return taken(calls) + sum({id(call.rule): call.rule.nbytes for call in calls}.values())
+
+    def save(self, path: str | os.PathLike[str], *, words: Sequence[str] | None = None) -> None:
+        """Write the recording to one file, which `open_recording` opens; `words` of the text may go with it.
+
+        The file appears whole or not at all, in the place of one that was there.
+        """
+        from clearhead.seeing.recordings.saving import save
+
+        save(self, Path(path), words)
+
+    def to_dense(
+        self,
+        layer: int | str | None = None,
+        *,
+        batch: int | None = None,
+        call: int = -1,
+        limit: int | None = LARGEST_MAP,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return weights as transformers does for `output_attentions`: batch x head x query x key, a tuple of layers.
+
+        Of one `layer` the table alone; of one text (`batch`) tables of one. Heads and rows are those that were kept.
+        Raises WatchError above `limit` weights, unless that is None. BertViz draws what this returns, for one text.
+        """
+        calls = [self.call(one, call) for one in (self.numbers if layer is None else [layer])]
+        if batch is not None and (few := [one.batch for one in calls if not 0 <= batch < one.batch]):
+            raise WatchError(f"there are {few[0]} texts, counted from 0: there is no text {batch}")
+        peers.refuse_too_many(calls, batch, limit)
+        tables = tuple(peers.dense(one, batch) for one in calls)
+        return tables if layer is None else tables[0]
+
+    def cache(self, *, call: int = -1) -> peers.Patterns:
+        """Return the weights by the names of TransformerLens: `cache["blocks.0.attn.hook_pattern"]`, computed then."""
+        return peers.Patterns({layer: self.call(layer, call) for layer in self.numbers})
+
+    def call(self, layer: int | str, call: int = -1) -> Call:
+        """Return one call of a layer as it was recorded."""
+        self.settle()
+        calls = self.calls[self.number(layer)]
+        if not -len(calls) <= call < len(calls):
+            raise WatchError(f"layer {layer!r} was called {len(calls)} times: there is no call {call}")
+        return calls[call]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Return the numbers of the recorded layers, in order."""
+        return tuple(layer.index for layer in self.layers)
+
+    def name(self, layer: int | str) -> str:
+        """Return the name of a layer."""
+        return self.names[self.number(layer)]
+
+    def number(self, layer: int | str) -> int:
+        """Return the number of a layer given by number or name; raises WatchError, saying what there is."""
+        if isinstance(layer, int) and layer in self.calls:
+            return layer
+        layers = {one.index: one.name for one in self.layers}
+        for index, name in layers.items():
+            if layer in (index, name):
+                return index
+        known = [f"{index} {name!r}" for index, name in layers.items()]
+        first, last = min(layers), max(layers)
+        if len(layers) <= FEW:
+            which = ", ".join(known)
+        elif isinstance(layer, str):
+            which = f"{len(layers)} layers, {known[0]} to {known[-1]}"
+        elif last - first == len(layers) - 1:
+            which = f"{len(layers)} layers, {first} to {last}"
+        else:
+            which = f"{len(layers)} layers: {', '.join(map(str, layers))}"
+        raise WatchError(f"layer {layer!r} is not in this recording, which has {which}")
+
+    def _layer(self, index: int) -> Layer:
+        calls = self.calls[index]
+        last = calls[-1]
+        return Layer(
+            index=index,
+            name=self.names[index],
+            calls=len(calls),
+            batch=last.batch,
+            n_heads=last.n_heads,
+            n_kv_heads=last.n_kv_heads,
+            n_queries=last.n_all,
+            n_keys=last.n_keys,
+            dtype=last.q.dtype,
+            nbytes=taken(calls),
+            n_rows=last.n_queries,
+        )
+
+    def _why_empty(self) -> str:
+        if self.unseen:
+            first = [f"{u.name or 'elsewhere'} ({u.kind}): {u.reason}" for u in self.unseen[:3]]
+            more = f", and {len(self.unseen) - 3} more in .unseen" if len(self.unseen) > 3 else ""
+            return "; ".join(first) + more
+        if self.skipped:
+            return f"layers= or rows= left out all of {', '.join(self.names)}"
+        return "; ".join(self.notes) or "no module that looks like attention ran; run the model inside the with block"
+
+
+def _nothing() -> None:
+    """Wait for nothing."""
