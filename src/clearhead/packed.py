@@ -25,7 +25,7 @@ import itertools
 import platform
 from collections.abc import Sequence
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,37 +47,51 @@ FUSED: dict[Activation | None, tuple[str, str]] = {
 }
 
 
-class PlainLinear:
+class PlainLinear(nn.Module):
     """`then(x @ weight^T + bias) + add` by ordinary calls, which every processor and dtype has."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None = None) -> None:
+        super().__init__()
         self.weight, self.bias, self.then = weight, bias, then
 
-    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """Return the layer's output."""
         y = F.linear(x, self.weight, self.bias)
         y = y if self.then is None else self.then(y)
         return y if add is None else y + add
 
 
-class OneDNNLinear:
-    """The same by oneDNN, with the weight in oneDNN's own order of memory.
+class OneDNNLinear(nn.Module):
+    """The same by oneDNN, with the weight, float32 or bfloat16, in oneDNN's own order of memory.
 
     These are the two operators that torch.compile writes when it freezes a model for a CPU
     (torch/_inductor/fx_passes/mkldnn_fusion.py); called by hand they need no compiler and no waiting.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None = None) -> None:
+        super().__init__()
+        self.dtype = weight.dtype
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self.bias, self.then = bias, None if then in FUSED else then
         self.fused, self.algorithm = FUSED.get(then, ("none", "none"))
 
-    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        multiply = torch.ops.mkldnn._linear_pointwise
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """Return the layer's output in x's dtype."""
+        multiply, given = torch.ops.mkldnn._linear_pointwise, x.to(self.dtype)
         if add is not None and self.then is None and self.fused == "none":
-            return multiply.binary(x, add, self.weight, self.bias, "add")
-        y = multiply(x, self.weight, self.bias, self.fused, [], self.algorithm)
+            y: Tensor = multiply.binary(given, add, self.weight, self.bias, "add")
+            return y
+        y = multiply.default(given, self.weight, self.bias, self.fused, [], self.algorithm).to(x.dtype)
         y = y if self.then is None else self.then(y)
         return y if add is None else y + add
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied or sent to another process: the weight in plain order, torch knows no other there."""
+        return {**vars(self), "weight": self.weight.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
 
 Linear = PlainLinear | OneDNNLinear

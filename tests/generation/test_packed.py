@@ -13,13 +13,12 @@ from clearhead.generation.linear import (
     BytesLinear,
     HalfLinear,
     Int8Linear,
-    OneDNNLinear,
-    PlainLinear,
     TwoHalvesLinear,
     float32_linear,
 )
 from clearhead.generation.packed import fastest, obstacle, pack_decoder, rebuilt
 from clearhead.models.gpt import GPTForCausalLM
+from clearhead.packed import OneDNNLinear, PlainLinear
 from clearhead.seeing import watch
 
 from .models import DECODERS, ENCODER_DECODERS, PAIR, TINY, decoder, encoder_decoder, texts

@@ -31,6 +31,7 @@ HARMLESS = frozenset(
     """.split()
 )
 SETTLED: dict[str, tuple[Any, ...]] = {"padding_value": (0, 0.0), "dither": (0, 0.0), "do_normalize": (False, None)}
+N_ZEROS = 6  # of the sinc that resamples, on either side
 READ = {
     "feature_size": "n_mels",
     "sampling_rate": "rate",
@@ -154,10 +155,10 @@ def read_wav(path: str | Path) -> tuple[Float[Tensor, " samples"], int]:
     return samples.float(), rate
 
 
-def resample(samples: Float[Tensor, " samples"], rate: int, wanted: int, *, n_zeros: int = 6) -> Float[Tensor, " new"]:
+def resample(samples: Float[Tensor, " samples"], rate: int, wanted: int) -> Float[Tensor, " new"]:
     """Return the same sound at `wanted` samples a second, what it cannot hold taken out.
 
-    Each new sample is a sum of old ones around it, weighted by a sinc that ends after `n_zeros` zeros under a squared
+    Each new sample is a sum of old ones around it, weighted by a sinc that ends after N_ZEROS zeros under a squared
     cosine (Smith 1984, Digital Audio Resampling); it lets 99 % of the lower rate's frequencies through.
     """
     if rate == wanted:
@@ -165,10 +166,10 @@ def resample(samples: Float[Tensor, " samples"], rate: int, wanted: int, *, n_ze
     shared = math.gcd(rate, wanted)
     old, new = rate // shared, wanted // shared
     cut = min(old, new) * 0.99
-    reach = math.ceil(n_zeros * old / cut)
+    reach = math.ceil(N_ZEROS * old / cut)
     offsets = torch.arange(-reach, reach + old, dtype=torch.float64) / old
     times = (offsets - torch.arange(new, dtype=torch.float64).unsqueeze(1) / new) * cut  # new taps
-    fade = (times.clamp(-n_zeros, n_zeros) * math.pi / n_zeros / 2).cos().square()
+    fade = (times.clamp(-N_ZEROS, N_ZEROS) * math.pi / N_ZEROS / 2).cos().square()
     taps = (torch.sinc(times) * fade * cut / old).to(samples.dtype)
     n_new = math.ceil(len(samples) * new / old)
     padded = torch.nn.functional.pad(samples, (reach, reach + old)).view(1, 1, -1)

@@ -11,8 +11,9 @@ if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
 ACCENT = "bold dark_orange"
 
 
-def fitted(*parts: tuple[str, str], gap: str = "   ", width: int, plain: bool) -> Iterator["Text"]:
+def fitted(*parts: tuple[str, str], width: int, plain: bool) -> Iterator["Text"]:
     """Yield the parts beside each other if they fit, else below each other, wrapped."""
+    gap = "   "
     if sum(width_of(text) for text, _ in parts) + len(gap) * (len(parts) - 1) <= width:
         apart = [piece for part in parts for piece in ((gap, ""), part)]
         yield line_of(*apart[1:], plain=plain)

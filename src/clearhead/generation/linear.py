@@ -2,13 +2,13 @@
 
 Reading one token is waiting for weights, so what counts is how many bytes of them there are and how fast a kernel reads
 them. What flows between the layers stays float32 throughout. bench/generate_cpu.py has the speed, LOG.md what each
-kernel reads of the memory's rate. Next: `packed.py`, which puts them into a model.
+kernel reads of the memory's rate. oneDNN's own is in `clearhead/packed.py`, where encoders need it too. Next:
+`packed.py` beside this file, which puts them into a model.
 """
 
 import platform
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.backends.quantized
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clearhead.block import Activation
 from clearhead.errors import ConfigError
-from clearhead.packed import FUSED, onednn_obstacle
+from clearhead.packed import OneDNNLinear, onednn_obstacle
 
 # weight (out x in, float32), bias, what comes after -> a layer
 MakeLinear = Callable[[Tensor, Tensor | None, Activation | None], nn.Module]
@@ -91,49 +91,11 @@ def float32_linear(weight: Tensor, bias: Tensor | None, then: Activation | None)
     return (TwoHalvesLinear if float(weight.abs().max()) <= LARGEST_HALF else OneDNNLinear)(weight, bias, then)
 
 
-class PlainLinear(nn.Module):
-    """`then(x @ weight^T + bias)` by ordinary calls, which every processor and dtype has."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
-        super().__init__()
-        self.weight, self.bias, self.then = weight, bias, then
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output."""
-        y = F.linear(x, self.weight, self.bias)
-        return y if self.then is None else self.then(y)
-
-
-class OneDNNLinear(nn.Module):
-    """The same with the weight in oneDNN's own order of memory, in float32 or bfloat16."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
-        super().__init__()
-        self.dtype = weight.dtype
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self.bias, self.then = bias, None if then in FUSED else then
-        self.fused, self.algorithm = FUSED.get(then, ("none", "none"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output in x's dtype."""
-        y = torch.ops.mkldnn._linear_pointwise.default(
-            x.to(self.dtype), self.weight, self.bias, self.fused, [], self.algorithm
-        ).to(x.dtype)
-        return y if self.then is None else self.then(y)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what is copied or sent to another process: the weight in plain order, torch knows no other there."""
-        return {**vars(self), "weight": self.weight.to_dense()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
-
-
 class HalfLinear(nn.Module):
-    """The same with weights of two bytes, float16, by FBGEMM: they meet float32, and sums are float32 too.
+    """`then(x @ weight^T + bias)` with weights of two bytes, float16, by FBGEMM.
 
-    Three bits more exact than bfloat16, and faster for a few rows: nothing else is rounded, and nothing converted.
+    They meet float32, and sums are float32 too. Three bits more exact than bfloat16, and faster for a few rows: nothing
+    else is rounded, and nothing converted.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:

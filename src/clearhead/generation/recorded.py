@@ -24,10 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clearhead.block import Activation
 from clearhead.cache import FixedLayerCache
 from clearhead.errors import ConfigError, InputError
-from clearhead.generation.linear import PlainLinear, eight_bits
+from clearhead.generation.linear import eight_bits
 from clearhead.generation.packed import rebuilt
 from clearhead.generation.reading import Prompt, check, right_aligned
 from clearhead.models.gpt import GPTForCausalLM
+from clearhead.packed import PlainLinear
 
 WARM_UP = 3  # steps before recording: libraries choose algorithms and take memory in their first calls
 

@@ -33,7 +33,7 @@ def recognise(mask: Tensor | None, is_causal: bool, shape: tuple[int, int, int, 
         return Rule(reach=0)  # torch aligns its flag to the first key
     if mask is None:
         return Rule()
-    mask = _squeeze(mask.detach(), shape)
+    mask = _squeeze(mask.detach())
     if mask.dtype != torch.bool and not _only_hides(mask):
         return Rule(bias=mask.clone(memory_format=torch.contiguous_format))
     if mask.shape[3] != shape[3]:
@@ -101,7 +101,7 @@ def _same_view(one: Tensor, other: Tensor) -> bool:
     return same and one.shape == other.shape and one.stride() == other.stride()
 
 
-def _squeeze(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+def _squeeze(mask: Tensor) -> Tensor:
     """Return `mask` with four axes, each one long where nothing changes along it."""
     mask = mask[(None,) * (4 - mask.ndim)]
     for axis in range(4):

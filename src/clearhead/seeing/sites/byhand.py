@@ -184,7 +184,7 @@ class ByHand:
 def _begin(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Scores | None:
     """Return the scores that a product of queries and keys is; None for a layer's product with its weight."""
     if func is torch.einsum:
-        made = product_of(args, out)
+        made = product_of(args)
         return None if made is None else Scores.product(*made, out)
     tensors = _tensors(args, kwargs)
     bias = tensors.pop(0) if len(tensors) > 2 else None

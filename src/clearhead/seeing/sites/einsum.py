@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 
-def product_of(args: Sequence[Any], out: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return (q, k) as (*lead, time, d) if the einsum that gave `out` multiplied every query with every key."""
+def product_of(args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """Return (q, k) as (*lead, time, d) if the einsum multiplied every query with every key."""
     read = _letters(args)
     if read is None:
         return None
