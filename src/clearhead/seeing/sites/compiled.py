@@ -9,12 +9,12 @@ The second graph is made at the first watched call and is there at the next. The
 untouched, and runs again when the body of `watch` has ended.
 
 What cannot be told from inside one graph is refused while it is traced, before anything has run. The model then runs
-uncompiled, and a note says why. Next: `graphs.py` finds attention in what torch traced.
+uncompiled, and a note says why. Next: `compiler.py`, what torch's compiler says of itself; `graphs.py` finds attention
+in what torch traced.
 """
 
 import contextlib
 import functools
-import inspect
 import itertools
 import sys
 import threading
@@ -27,20 +27,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clearhead.seeing.sites.fused import FusedCalls, unwatched
-from clearhead.seeing.sites.graphs import TOLD, CannotRecord, Graph, rewritten
+from clearhead.seeing.sites.compiler import (
+    LIMIT,
+    OFF,
+    UNKNOWN,
+    compiler_errors,
+    how_compiled,
+    plain_name,
+    stance_taken,
+    switched_off,
+    why,
+)
+from clearhead.seeing.sites.fused import unwatched, watching
+from clearhead.seeing.sites.graphs import TOLD, Graph, rewritten
 from clearhead.seeing.sites.interface import asked_plainly
 from clearhead.seeing.sites.sighting import Report, Sighting
+from clearhead.seeing.sites.trials import is_leaf_of_torch
 
 if TYPE_CHECKING:
     from clearhead.seeing.sites.whereabouts import Whereabouts
 
 NUMBERS = itertools.count()
-UNKNOWN = "it was compiled in a way that is not known here"
-STANCE = "a stance of torch.compiler.set_stance is in force"
-LIMIT = "torch.compile's recompile_limit is reached"
 ANOTHER = "something else is watched or edited at the same time"
-OFF = "torch compiles nothing now: that is switched off, or a dispatch mode is open"
 ALONE = "its forward was compiled, not the module"
 
 
@@ -240,63 +248,14 @@ def ready(module: nn.Module, entry: Any, made: list[tuple[type[nn.Module], Watch
 
     `made` are those of this model. Says False where torch no longer keeps how a module was compiled as it does today.
     """
-    free = inspect.getclosurevars(entry).nonlocals if inspect.isfunction(entry) else {}
-    context: Any = free.get("self")
-    if not callable(getattr(context, "callback", None)) or getattr(context, "_shapes_spec", None) is not None:
+    if (known := how_compiled(entry)) is None:
         return False
-    try:
-        from torch._dynamo.eval_frame import innermost_backend
-    except ImportError:
-        return False
-    backend, dynamic = innermost_backend(context.callback), getattr(context, "_dynamic", None)
     kind: Any = type(getattr(module, "_orig_mod", module))
-    if module not in GRAPHS or not GRAPHS[module].serves(backend, dynamic):
-        alike = (graphs for other, graphs in made if other is kind and graphs.serves(backend, dynamic))
-        GRAPHS[module] = next(alike, None) or Watched(backend, dynamic)
+    if module not in GRAPHS or not GRAPHS[module].serves(*known):
+        alike = (graphs for other, graphs in made if other is kind and graphs.serves(*known))
+        GRAPHS[module] = next(alike, None) or Watched(*known)
     made.append((kind, GRAPHS[module]))
     return True
-
-
-def watching() -> int:
-    """Return how many watch or edit in this thread."""
-    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    return sum(isinstance(mode, FusedCalls) for mode in modes)
-
-
-def switched_off() -> bool:
-    """Say whether torch runs compiled code as it was written, which it does without a word."""
-    from torch._dynamo import config
-
-    return bool(config.disable) or torch._C._len_torch_dispatch_stack() > 0
-
-
-def stance_taken() -> str | None:
-    """Return a reason if somebody told torch's compiler what to do with compiled code, before anybody watched."""
-    from torch._dynamo import eval_frame
-
-    if (stance := getattr(eval_frame, "_stance", None)) is None:
-        return UNKNOWN
-    untouched = stance.stance == "default" and getattr(stance, "backend", None) is None
-    return None if untouched or watching() else STANCE
-
-
-def compiler_errors() -> tuple[type[Exception], ...]:
-    """Return what torch raises while it traces and compiles, which is before anything runs."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-
-    return TorchDynamoException, FailOnRecompileLimitHit
-
-
-def why(error: Exception) -> str:
-    """Say why a module could not be traced into one graph that tells."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit
-
-    error = getattr(error, "inner_exception", error)
-    if isinstance(error, FailOnRecompileLimitHit):
-        return LIMIT
-    if isinstance(error, CannotRecord):
-        return f"its graph holds {error}"
-    return f"torch could not make one graph of it: {str(error).strip().partition(chr(10))[0]}"
 
 
 def note(name: str, reason: str) -> str:
@@ -308,13 +267,3 @@ def copy(mask: Tensor) -> Tensor:
     """Return a copy, of which what is the same along an axis is the same memory, as it was."""
     once = tuple(slice(0, 1) if step == 0 else slice(None) for step in mask.stride())
     return mask[once].clone().expand(mask.shape)
-
-
-def plain_name(name: str) -> str:
-    """Return a module's name without the wrapper of torch.compile."""
-    return name.replace("_orig_mod.", "").removesuffix("_orig_mod")
-
-
-def is_leaf_of_torch(module: nn.Module) -> bool:
-    """Say whether `module` is one of torch's own that cannot hold attention: Linear, LayerNorm, Dropout, ..."""
-    return type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None

@@ -35,8 +35,6 @@ from clearhead.seeing.sites.normaliser import LogSumExp
 from clearhead.seeing.sites.sighting import Report, Sighting, dtype_in_kernel
 from clearhead.seeing.sites.trials import Trial
 
-__all__ = ["FusedCalls", "Report", "Sighting", "uncompiled", "unwatched"]
-
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
 ATEN = torch.ops.aten.scaled_dot_product_attention  # what it ends in; models that torch.export wrote call it
 FUSED_CALLS = {FUSED, ATEN, ATEN.default}
@@ -289,3 +287,9 @@ def unwatched() -> Iterator[None]:
         yield
     finally:
         put(before)
+
+
+def watching() -> int:
+    """Return how many watch or edit in this thread."""
+    modes = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return sum(isinstance(mode, FusedCalls) for mode in modes)

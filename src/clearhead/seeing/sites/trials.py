@@ -79,3 +79,8 @@ def tensors(x: Any) -> Iterator[Tensor]:
     elif isinstance(x, tuple | list):
         for part in x:
             yield from tensors(part)
+
+
+def is_leaf_of_torch(module: nn.Module) -> bool:
+    """Say whether `module` is one of torch's own that cannot hold attention: Linear, LayerNorm, Dropout, ..."""
+    return type(module).__module__.startswith("torch.nn.modules") and next(module.children(), None) is None

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.seeing.recordings.recording import Ran, Recording
-from clearhead.seeing.sites.compiled import compiled, is_leaf_of_torch, plain_name
+from clearhead.seeing.sites.compiled import compiled
+from clearhead.seeing.sites.compiler import plain_name
 from clearhead.seeing.sites.flash import flash_attention
 from clearhead.seeing.sites.fused import FusedCalls, uncompiled
 from clearhead.seeing.sites.interface import asked_of_interface
 from clearhead.seeing.sites.sighting import Report, Sighting
-from clearhead.seeing.sites.trials import Trial
+from clearhead.seeing.sites.trials import Trial, is_leaf_of_torch
 
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
 NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
