@@ -138,8 +138,8 @@ def _shape_of(tensor: Tensor) -> Tensor:
 def kept(part: Tensor, *, as_stored: bool = False) -> Tensor:
     """Return `part` as a model keeps it: a large one stays in the file's map, a small one must not hold that open.
 
-    What a file stores turned is turned: fused optimisers reckon silently wrong on a view of columns, others refuse
-    it. `as_stored` leaves large ones as views, for a model that is not trained.
+    What a file stores turned is turned, which costs once what an optimiser would pay at every step; and on a view of
+    columns fused ones reckon silently wrong (LOG.md). `as_stored` leaves large ones as views: nobody trains these.
     """
     if part.numel() < 2**16:
         return part.clone(memory_format=torch.contiguous_format)
