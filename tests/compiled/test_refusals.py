@@ -1,12 +1,14 @@
 """What a user meets when tensors do not fit; elsewhere the test run's own shape checks stand in front of these."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from clearhead.attention import Mask, attend
 from clearhead.errors import InputError, ShapeError, WatchError
-from clearhead.models.bert import BertConfig, BertForSequenceClassification
-from clearhead.seeing import edit, effect
+from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassification
+from clearhead.seeing import Recording, edit, effect, estimate, watch
 
 Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 6, 8)
 
@@ -46,3 +48,73 @@ def test_what_edit_and_effect_do_not_know_is_refused_with_what_they_do() -> None
     model = BertForSequenceClassification(config).eval()
     with pytest.raises(InputError, match="over='head'; did you mean 'heads'"):
         effect(model, torch.arange(5)[None], over="head")
+
+
+@pytest.fixture(scope="module")
+def seen() -> Recording:
+    model = Bert(BertConfig(vocab_size=50, d_model=32, n_heads=4, n_layers=2, d_ff=64)).eval()
+    with torch.no_grad(), watch(model, values=True) as seen:
+        model(torch.arange(12).reshape(2, 6))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda seen: seen.map(0, None), "head= expects a whole number, got None"),
+        (lambda seen: seen.map(0, 0, batch=1.0), "batch= expects a whole number, got 1.0"),
+        (lambda seen: seen.map(0, 0, call="x"), "call= expects a whole number, got 'x'"),
+        (lambda seen: seen.map(0, 0, rows=[1.5]), "rows= expects a whole number, got 1.5"),
+        (lambda seen: seen.map(0, 0, rows=torch.ones(6).bool()), r"rows= expects whole numbers in a list.*got tensor"),
+        (lambda seen: seen.map(0, 0, cols=3), r"cols= expects whole numbers in a list, such as \[0, 5\], got 3"),
+        (lambda seen: seen.map(0, 0, rows=slice(None, None, 0)), "rows= expects a slice of whole numbers"),
+        (
+            lambda seen: seen.map(0, 0, of=None),
+            'multiplied by "values", "gradient" or a projection matrix, not by None',
+        ),
+        (lambda seen: seen.row(0, 0, True), "query= expects a whole number, got True"),
+        (lambda seen: seen.overview(0, 0, size=1.5), "size= expects a whole number, got 1.5"),
+        (lambda seen: seen.zoom(0, 0, -1, (0, 0)), "count from 0, the whole map in one tile: there is no level -1"),
+        (lambda seen: seen.zoom(0, 0, 1, (0,)), r"place= expects \(tile down, tile across\).*got \(0,\)"),
+        (lambda seen: seen.links(0, 0, 1, coverage=70), "coverage= expects a number from 0 to 1, got 70"),
+        (lambda seen: seen.sinks(share=30), "share= expects a number from 0 to 1, got 30"),
+        (lambda seen: seen.strongest(True), "count= expects a whole number, got True"),
+        (lambda seen: seen.strongest(without=3), "without= expects whole numbers in a list"),
+        (lambda seen: seen.offset(0, 0.5), "offset= expects a whole number, got 0.5"),
+        (lambda seen: seen.repeats(0, [1, 2]), r"tokens= expects the numbers of one text.*got \[1, 2\]"),
+        (lambda seen: seen.heads(tokens=torch.ones(6, 2)), r"such as tokens\[0\], got a tensor \(6, 2\)"),
+        (lambda seen: seen.rollout(layers=[]), r"layers= expects numbers or names in a list, at least one, got \[\]"),
+        (lambda seen: seen.to_dense(batch="x"), "batch= expects a whole number, got 'x'"),
+        (lambda seen: seen.save("unwritten", words="abcdef"), "words= expects one string for each position"),
+        (lambda seen: estimate(seen, 9.5), "n_tokens= expects a whole number, got 9.5"),
+        (lambda seen: estimate(seen, 9, heads=0), "heads= expects whole numbers in a list"),
+    ],
+)
+def test_a_question_of_the_wrong_kind_is_not_answered_for_another(
+    ask: Callable[[Recording], object], message: str, seen: Recording
+) -> None:
+    with pytest.raises((InputError, WatchError), match=message):
+        ask(seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": "decoder.*"}, r"layers= expects numbers or names in a list.*got 'decoder\.\*'"),
+        ({"heads": 0}, "heads= expects whole numbers in a list"),
+        ({"rows": 3}, "rows= expects whole numbers in a list"),
+        ({"rows": slice(0, 5, 0)}, "rows= expects a slice of whole numbers"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype= expects a floating dtype of 16 bits or more"),
+        ({"to": 3}, 'to= expects "cpu", "disk" or the path of a file, got 3'),
+        ({"budget": "1 GiB"}, "budget= expects a whole number, got '1 GiB'"),
+    ],
+)
+def test_an_option_of_watch_is_refused_before_the_model_runs(options: dict[str, object], message: str) -> None:
+    with pytest.raises((InputError, WatchError), match=message), watch(torch.nn.Linear(2, 2), **options):
+        raise AssertionError("the body ran")
+
+
+def test_positions_from_the_end_are_marks_too(seen: Recording) -> None:
+    last = seen.heads(separators=[-1])
+    assert last == seen.heads(separators=[5]) and last[0].separator > 0
+    assert seen.strongest(300, without=[-1, 99]) == seen.strongest(300, without=[5])

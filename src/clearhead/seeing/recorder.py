@@ -17,7 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from clearhead.errors import WatchError
+from clearhead.errors import InputError, WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.recognition import Masks, recognise
 from clearhead.seeing.recordings.keeping import Keeper
@@ -69,6 +70,9 @@ def watch(
     """
     if not isinstance(model, nn.Module):
         raise WatchError(f"watch() expects the torch.nn.Module that will run, got a {type(model).__name__}")
+    if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
+        raise InputError(f'layers= expects numbers or names in a list, such as [0, "decoder.*"], got {layers!r}')
+    heads = None if heads is None else arguments.several(heads, "heads")
     recorder = Recorder(Recording(), layers, heads, Keeper(rows, dtype, place(to), budget))
     recorder.outputs, recorder.values, recorder.gradients = outputs, values or gradients, gradients
     if gradients:

@@ -206,8 +206,8 @@ def test_a_map_too_large_to_be_meant_is_refused() -> None:
     [
         (lambda s: s.map(3, 0), "layer 3 is not in this recording, which has 0 ''"),
         (lambda s: s.map(0, 3), "no head 3"),
-        (lambda s: s.map(0, 0, batch=1), "1 texts, counted from 0: there is no text 1"),
-        (lambda s: s.map(0, 0, call=1), "called 1 times: there is no call 1"),
+        (lambda s: s.map(0, 0, batch=1), "saw 1 text, counted from 0: there is no text 1"),
+        (lambda s: s.map(0, 0, call=1), "called 1 time: there is no call 1"),
         (lambda s: s.row(0, 0, 100), "there is no query 100: the call had 100"),
         (lambda s: s.map(0, 0, None, [-101]), "there is no key -101"),
     ],

@@ -45,6 +45,15 @@ def test_an_overview_of_a_part_is_that_part(seen: Recording) -> None:
         seen.overview(1, 2, rows=slice(0, 9, 2))
 
 
+@pytest.mark.parametrize("mode", ["sum", "max"])
+def test_tiles_of_a_level_finer_than_the_text_hold_single_weights_and_nothing(seen: Recording, mode: str) -> None:
+    finest = seen.pyramid(1, 2, size=64, mode=mode).levels[-1]  # type: ignore[arg-type]
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        tile = seen.zoom(1, 2, 5, (i, j), size=2, mode=mode)  # type: ignore[arg-type]
+        torch.testing.assert_close(tile, finest[2 * i : 2 * i + 2, 2 * j : 2 * j + 2])
+        assert bool(tile.any()) == (i == j == 1)  # the first position begins at block 2
+
+
 def test_what_cannot_be_asked_is_refused_with_what_can(seen: Recording) -> None:
     with pytest.raises(WatchError, match="at least 1, got 0"):
         seen.overview(1, 2, size=0)

@@ -51,13 +51,20 @@ def same(one: Recording, other: Recording) -> None:
 
 
 def test_a_recording_comes_back_as_it_was(seen: Recording, tmp_path: Path) -> None:
-    seen.save(tmp_path / "run.seen", words=["a", "b"])
+    seen.save(tmp_path / "run.seen", words=list("abcdefghi"))
     back = open_recording(tmp_path / "run.seen", verify=True)
     same(seen, back)
     assert torch.equal(back.map(2, 3, batch=1), seen.map(2, 3, batch=1))
     assert torch.equal(back.entropy(1), seen.entropy(1))
-    assert back.words == ["a", "b"]
+    assert back.words == list("abcdefghi")
     assert os.listdir(tmp_path) == ["run.seen"]
+
+
+@pytest.mark.parametrize("words", [["a"], ["a"] * 10, []])
+def test_words_are_one_for_each_position(seen: Recording, tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(WatchError, match=f"{len(words)} words? for a recording of 9 positions: give one for each"):
+        seen.save(tmp_path / "run.seen", words=words)
+    assert os.listdir(tmp_path) == []
 
 
 class Masked(nn.Module):

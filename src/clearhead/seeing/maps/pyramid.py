@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearhead.errors import WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import formula, sight, tiles
 
@@ -59,14 +60,14 @@ def edges(n: int, size: int) -> list[int]:
 
     Edges of `size` blocks are among those of `2 * size`, so zoom levels nest. No more blocks than positions.
     """
-    require_blocks(size)
-    return cuts(n, max(1, min(size, n)))
+    return cuts(n, max(1, min(require_blocks(size), n)))
 
 
-def require_blocks(size: int) -> None:
-    """Raise WatchError where a map cannot be drawn in `size` blocks a side."""
-    if size < 1:
+def require_blocks(size: int) -> int:
+    """Return `size`; raises WatchError where a map cannot be drawn in so many blocks a side."""
+    if arguments.whole(size, "size") < 1:
         raise WatchError(f"size= is how many blocks a side a map is drawn in: at least 1, got {size}")
+    return int(size)
 
 
 def cuts(n: int, size: int) -> list[int]:
@@ -220,8 +221,7 @@ def pyramid(
     call: Call, batch: int, head: int, size: int, *, mode: Mode = "sum", part: tiles.Part = tiles.WHOLE
 ) -> Pyramid:
     """Return every zoom level of one head from `size` x `size` blocks, made a power of two, up to a single one."""
-    require_blocks(size)
-    finest = (size - 1).bit_length()
+    finest = (require_blocks(size) - 1).bit_length()
     row_cuts, col_cuts = (cuts(n, 2**finest) for n in (call.n_queries, call.n_keys))
     levels = [pooled(call, batch, [head], row_cuts, col_cuts, mode=mode, part=part)[0]]
     for _ in range(finest):

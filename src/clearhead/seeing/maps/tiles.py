@@ -58,6 +58,11 @@ class Part:
     gradient: bool = False
     steps: tuple[int, int] = (1, 1)
 
+    def places(self, call: Call) -> tuple[range, range]:
+        """Return the rows and columns: an empty part is a part, of nothing."""
+        rows = range(call.n_queries) if self.rows is None else self.rows
+        return rows, range(call.n_keys) if self.cols is None else self.cols
+
 
 WHOLE = Part()
 
@@ -95,7 +100,8 @@ def each(
     in `full_precision`.
     """
     streams = _streams(call, batch, heads, part, logs)
-    many = len(heads) * len(part.rows or range(call.n_queries)) * len(part.cols or range(call.n_keys)) >= MANY
+    rows, cols = part.places(call)
+    many = len(heads) * len(rows) * len(cols) >= MANY
     with formula.full_precision():
         workers.drain(streams, do, alone=not many or call.q.device.type != "cpu")
 
@@ -103,8 +109,8 @@ def each(
 def _streams(call: Call, batch: int, heads: Sequence[int], part: Part, logs: bool) -> list[Iterator[Tile]]:
     """Return the tiles of as many heads as one tile holds, and of the next, and so on."""
     seen = sight.seen_keys(call, batch, heads)
-    rows = _narrowed(part.rows or range(call.n_queries), part.counted)
-    cols = _narrowed(part.cols or range(call.n_keys), seen.any(0))
+    rows, cols = part.places(call)
+    rows, cols = _narrowed(rows, part.counted), _narrowed(cols, seen.any(0))
     if not rows or not cols or not heads:
         return []
     formula.normaliser(call, batch)  # kept with the call: not to be made by several threads

@@ -65,7 +65,7 @@ def values(call: Call, batch: int, heads: Sequence[int]) -> Float[Tensor, "heads
 
 def lengths(call: Call, batch: int, heads: Sequence[int], of: Of) -> Float[Tensor, "heads key"]:
     """Return |v_j|, or where `of` is the weight of the layer's output nn.Linear |W_O v_j|, for each head and key."""
-    if isinstance(of, str) and of != "values":
+    if not isinstance(of, Tensor) and of != "values":
         raise WatchError(f'weights are multiplied by "values", "gradient" or a projection matrix, not by {of!r}')
     v = values(call, batch, heads)
     if isinstance(of, str):

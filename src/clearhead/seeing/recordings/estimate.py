@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from clearhead.errors import WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
-from clearhead.seeing.recordings.keeping import PER_KEY, chosen
+from clearhead.seeing.recordings.keeping import PER_KEY, Keeper, chosen
 from clearhead.seeing.recordings.memory import ADVICE, SHARE, available, in_words
 from clearhead.seeing.recordings.recording import Recording
 from clearhead.seeing.rule import Rule
@@ -63,9 +64,12 @@ def estimate(
     Options are those of `watch`, on top of those that `seen` was made with; so one short recording answers for all.
     What is of fixed length in the model, as the memory of a cross-attention may be, is counted as if it grew too.
     """
-    if n_tokens < 1 or batch < 1:
+    if arguments.whole(n_tokens, "n_tokens") < 1 or arguments.whole(batch, "batch") < 1:
         raise WatchError(f"expected at least one token and one text, got {n_tokens} and {batch}")
-    wanted = [layer for layer in seen.layers if layers is None or layer.index in layers]
+    Keeper(rows, dtype)  # which refuses what `watch` would
+    heads = None if heads is None else arguments.several(heads, "heads")
+    numbers = None if layers is None else {seen.number(layer) for layer in arguments.several(layers, "layers")}
+    wanted = [layer for layer in seen.layers if numbers is None or layer.index in numbers]
     calls = {layer.name: seen.call(layer.index, 0) for layer in wanted}
     short = max((max(call.n_all, call.n_keys) for call in calls.values()), default=1)
     parts, dense, rules = {}, 0, {}

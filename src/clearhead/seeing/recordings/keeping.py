@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.recordings.memory import ADVICE, NoRoom, Place, in_words
 from clearhead.seeing.rule import Rule
@@ -53,13 +54,14 @@ class Keeper:
         place: Place | None = None,
         budget: int | None = None,
     ) -> None:
-        if rows is not None and not isinstance(rows, slice) and not all(isinstance(row, int) for row in rows):
-            raise WatchError(f"rows= expects a slice or positions, such as slice(-1000, None) or [0, 5], got {rows!r}")
-        if dtype is not None and not dtype.is_floating_point:
-            raise WatchError(f"dtype= expects a floating dtype, such as torch.bfloat16, got {dtype}")
-        if budget is not None and budget < 0:
+        if dtype not in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            raise WatchError(
+                f"dtype= expects a floating dtype of 16 bits or more, such as torch.bfloat16, got {dtype!r}"
+            )
+        if budget is not None and arguments.whole(budget, "budget") < 0:
             raise WatchError(f"budget= expects how many bytes the copies may take, got {budget}")
-        self.rows, self.dtype, self.place, self.budget = rows, dtype, place or Place(), budget
+        self.rows = None if rows is None else arguments.positions(rows, "rows")
+        self.dtype, self.place, self.budget = dtype, place or Place(), budget
         self.spent = 0
         self.looked: dict[torch.device, tuple[int, int]] = {}  # the room there was, and what was spent by then
         self.growing: dict[tuple[int, str], Growing] = {}  # by layer and field

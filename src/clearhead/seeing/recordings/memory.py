@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clearhead.errors import InputError
+
 ADVICE = 'ask for fewer layers=, heads= or rows=, a smaller dtype=, or to="disk"'
 SHARE = 0.8  # of the memory that is free: the model needs some to run on
 
@@ -101,6 +103,8 @@ def place(to: str | os.PathLike[str] | None) -> Place:
         return Place()
     if to == "cpu":
         return Host()
+    if not isinstance(to, str | os.PathLike):
+        raise InputError(f'to= expects "cpu", "disk" or the path of a file, got {to!r}')
     from clearhead.seeing.recordings.store import File
 
     return File() if to == "disk" else File(Path(to))

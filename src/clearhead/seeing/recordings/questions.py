@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from clearhead.errors import WatchError
+from clearhead.errors import InputError, WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import formula, pyramid, sight, statistics, tiles, weighing
 from clearhead.seeing.maps.pyramid import Mode, Pyramid
@@ -67,24 +68,24 @@ class Questions(ABC):
         `of="values"` multiplies each weight by the length of its key's value vector, a matrix (the weight of the
         layer's output projection) by the length after it, `of="gradient"` by its gradient: see `maps/weighing.py`.
         """
-        one, heads = self._find(layer, head, batch, call)
-        queries, keys = _stretch(rows, one.n_all), _stretch(cols, one.n_keys)
+        one, i = self._head(layer, head, batch, call)
+        queries, keys = _stretch(rows, one.n_all), _stretch(cols, one.n_keys, "cols")
         places: weighing.Places
         if queries is not None and keys is not None and one.rule.rows is None:
             _refuse_too_large(len(queries), len(keys))
             places = slice(queries.start, queries.stop), slice(keys.start, keys.stop)
-            tile = formula.window(one, batch, heads[0], *places)
+            tile = formula.window(one, batch, i, *places)
         else:
-            places = _kept_rows(rows, one), rows_of(cols, one.n_keys, one.q.device, "key")
+            places = _kept_rows(rows, one), rows_of(cols, one.n_keys, one.q.device, "cols", "key")
             _refuse_too_large(len(places[0]), len(places[1]))
-            tile = formula.weights(one, batch, torch.tensor(heads, device=one.q.device), *places)[0]
+            tile = formula.weights(one, batch, torch.tensor([i], device=one.q.device), *places)[0]
         if isinstance(of, str) and of == "weights":
             return tile
-        return weighing.weigh(tile, one, batch, heads[0], places, of)
+        return weighing.weigh(tile, one, batch, i, places, of)
 
     def row(self, layer: int | str, head: int, query: int, *, batch: int = 0, call: int = -1) -> Float[Tensor, " key"]:
         """Return what one query gives to every key."""
-        return self.map(layer, head, [query], batch=batch, call=call)[0]
+        return self.map(layer, head, [arguments.whole(query, "query")], batch=batch, call=call)[0]
 
     def overview(
         self,
@@ -106,7 +107,7 @@ class Questions(ABC):
         weight in each block instead; `of` is that of `map`.
         """
         one, heads = self._find(layer, head, batch, call)
-        queries, keys = _kept_stretch(rows, one), _stretch(cols, one.n_keys)
+        queries, keys = _kept_stretch(rows, one), _stretch(cols, one.n_keys, "cols")
         if queries is None or keys is None:
             raise WatchError("an overview is of rows and cols in one stretch: slices with a step of 1")
         cuts = [[part.start + cut for cut in pyramid.edges(len(part), size)] for part in (queries, keys)]
@@ -126,9 +127,9 @@ class Questions(ABC):
         call: int = -1,
     ) -> Pyramid:
         """Return all zoom levels of one head from size x size blocks, `size` a power of two, up to a single one."""
-        one, heads = self._find(layer, head, batch, call)
-        part = self._part(one, batch, heads, of, mode, layer)
-        return pyramid.pyramid(one, batch, heads[0], size, mode=mode, part=part)
+        one, i = self._head(layer, head, batch, call)
+        part = self._part(one, batch, [i], of, mode, layer)
+        return pyramid.pyramid(one, batch, i, size, mode=mode, part=part)
 
     def zoom(
         self,
@@ -147,31 +148,35 @@ class Questions(ABC):
         `place` is (tile down, tile across). Four blocks of the next level add up to one of this; at a level at which
         blocks are narrower than a position some are empty and 0, and the others are single weights.
         """
-        one, heads = self._find(layer, head, batch, call)
-        pyramid.require_blocks(size)
-        if level < 0 or not all(0 <= at < 2**level for at in place):
+        one, i = self._head(layer, head, batch, call)
+        size, level = pyramid.require_blocks(size), arguments.whole(level, "level")
+        if level < 0:
+            raise WatchError(f"zoom levels count from 0, the whole map in one tile: there is no level {level}")
+        place = _tile(place)
+        if not all(0 <= at < 2**level for at in place):
             raise WatchError(f"zoom level {level} has tiles 0 to {2**level - 1} down and across, asked for {place}")
         cuts = (
             [b * n // (size << level) for b in range(at * size, (at + 1) * size + 1)]
             for at, n in zip(place, (one.n_queries, one.n_keys))
         )
-        part = self._part(one, batch, heads, "weights", mode, layer)
-        return pyramid.pooled(one, batch, heads, *cuts, mode=mode, part=part)[0]
+        part = self._part(one, batch, [i], "weights", mode, layer)
+        return pyramid.pooled(one, batch, [i], *cuts, mode=mode, part=part)[0]
 
     def links(
         self, layer: int | str, head: int, query: int, coverage: float = 0.7, *, batch: int = 0, call: int = -1
     ) -> list[Link]:
         """Return the fewest links of one query that together carry `coverage` of its weight, heaviest first."""
+        coverage = arguments.share(coverage, "coverage")
         row = self.row(layer, head, query, batch=batch, call=call)
         query, index = range(self.call(layer, call).n_all)[query], self.number(layer)
         return [Link(query, key, float(row[key]), index, head) for key in statistics.fewest(row, coverage)]
 
     def output(self, layer: int | str, head: int, *, batch: int = 0, call: int = -1) -> Float[Tensor, "query d_value"]:
         """Return what one head gave to each query: its weights @ values, from the kernel, before the projection."""
-        one, heads = self._find(layer, head, batch, call)
+        one, i = self._head(layer, head, batch, call)
         if one.out is None:
             raise WatchError("this recording holds queries and keys only: record with watch(model, outputs=True)")
-        return one.out[batch, heads[0]]
+        return one.out[batch, i]
 
     def _part(self, one: Call, batch: int, heads: list[int], of: Of, mode: Mode, layer: int | str) -> tiles.Part:
         """Return what of a map is pooled: rows that are padding do not count, weights may be multiplied."""
@@ -195,14 +200,21 @@ class Questions(ABC):
     def _find(self, layer: int | str, head: int | None, batch: int, call: int) -> tuple[Call, list[int]]:
         """Return the call asked for and the rows of its `q` that hold the head, or all heads."""
         one = self.call(layer, call)
-        if not 0 <= batch < one.batch:
-            raise WatchError(f"layer {layer!r} saw {one.batch} texts, counted from 0: there is no text {batch}")
+        if not 0 <= arguments.whole(batch, "batch") < one.batch:
+            raise WatchError(
+                f"layer {layer!r} saw {arguments.plural(one.batch, 'text')}, counted from 0: there is no text {batch}"
+            )
         if head is None:
             return one, list(range(len(one.heads)))
         if head not in one.heads:
             recorded = f"{len(one.heads)} of {one.n_heads} were recorded: {', '.join(map(str, one.heads)) or 'none'}"
             raise WatchError(f"layer {layer!r} has no head {head}; {recorded}")
         return one, [one.heads.index(head)]
+
+    def _head(self, layer: int | str, head: int, batch: int, call: int) -> tuple[Call, int]:
+        """Return the call asked for and the row of its `q` that holds the one head."""
+        one, heads = self._find(layer, arguments.whole(head, "head"), batch, call)
+        return one, heads[0]
 
 
 def _refuse_too_large(n_rows: int, n_cols: int) -> None:
@@ -213,10 +225,17 @@ def _refuse_too_large(n_rows: int, n_cols: int) -> None:
         )
 
 
-def _stretch(which: Positions, n: int) -> range | None:
+def _tile(place: tuple[int, int]) -> tuple[int, int]:
+    try:
+        down, across = (arguments.whole(at, "place") for at in place)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"place= expects (tile down, tile across), two whole numbers, got {place!r}") from error
+    return down, across
+
+
+def _stretch(which: Positions, n: int, what: str = "rows") -> range | None:
     """Return `which` of n positions where that is one stretch of them, counted from the start; else None."""
-    if which is None:
-        return range(n)
+    which = arguments.positions(which, what)
     if not isinstance(which, slice):
         return None
     found = range(n)[which]
@@ -248,10 +267,10 @@ def _kept_rows(which: Positions, one: Call) -> Tensor:
     return rows
 
 
-def rows_of(which: Positions, n: int, device: torch.device, what: str = "query") -> Tensor:
-    """Return `which` of n positions as an index; negative ones count from the end."""
-    if which is None or isinstance(which, slice):
-        which = range(n)[which or slice(None)]
-    if wrong := [i for i in which if not -n <= i < n]:
+def rows_of(which: Positions, n: int, device: torch.device, name: str = "rows", what: str = "query") -> Tensor:
+    """Return `which` of n positions, given as `name`, as an index; negative ones count from the end."""
+    which = arguments.positions(which, name)
+    found = range(n)[which] if isinstance(which, slice) else which
+    if wrong := [i for i in found if not -n <= i < n]:
         raise WatchError(f"there is no {what} {wrong[0]}: the call had {n}")
-    return torch.tensor([i % n for i in which], dtype=torch.long, device=device)
+    return torch.tensor([i % n for i in found], dtype=torch.long, device=device)

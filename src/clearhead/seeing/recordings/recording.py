@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call, taken
 from clearhead.seeing.recordings import peers
 from clearhead.seeing.recordings.memory import in_words
@@ -180,9 +181,11 @@ class Recording(Summaries):
         Of one `layer` the table alone; of one text (`batch`) tables of one. Heads and rows are those that were kept.
         Raises WatchError above `limit` weights, unless that is None. BertViz draws what this returns, for one text.
         """
-        calls = [self.call(one, call) for one in (self.numbers if layer is None else [layer])]
-        if batch is not None and (few := [one.batch for one in calls if not 0 <= batch < one.batch]):
-            raise WatchError(f"there are {few[0]} texts, counted from 0: there is no text {batch}")
+        wanted = self.numbers if layer is None else [layer]
+        calls = [self.call(one, call) for one in wanted]
+        if batch is not None:
+            for one in wanted:
+                self._find(one, None, batch, call)
         peers.refuse_too_many(calls, batch, limit)
         tables = tuple(peers.dense(one, batch) for one in calls)
         return tables if layer is None else tables[0]
@@ -195,8 +198,10 @@ class Recording(Summaries):
         """Return one call of a layer as it was recorded."""
         self.settle()
         calls = self.calls[self.number(layer)]
-        if not -len(calls) <= call < len(calls):
-            raise WatchError(f"layer {layer!r} was called {len(calls)} times: there is no call {call}")
+        if not -len(calls) <= arguments.whole(call, "call") < len(calls):
+            raise WatchError(
+                f"layer {layer!r} was called {arguments.plural(len(calls), 'time')}: there is no call {call}"
+            )
         return calls[call]
 
     @property

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clearhead.errors import WatchError
+from clearhead.errors import InputError, WatchError
+from clearhead.seeing.arguments import plural
 from clearhead.seeing.call import Call
 from clearhead.seeing.recordings.memory import NoRoom
 from clearhead.seeing.recordings.recording import Ran, Recording
@@ -32,8 +33,23 @@ def save(recording: Recording, path: Path, words: Sequence[str] | None) -> None:
     calls = [call for calls in recording.calls.values() for call in calls]
     if not calls:
         recording.layers  # noqa: B018 (raises, and says why there is nothing)
+    if words is not None:
+        _require_words(words, calls)
     n_tensors = sum(len(call.tensors) + len(call.rule.tables) for call in calls)
     finish(recording, File(path, header=4096 + 200 * n_tensors + 400 * len(calls)), words)
+
+
+def _require_words(words: Sequence[str], calls: Sequence[Call]) -> None:
+    """Raise WatchError where these cannot be the words of a text that was read: as many as some call had positions."""
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"words= expects one string for each position of the text, in a list, got {words!r}")
+    read = {n for call in calls for n in (call.n_all, call.n_keys, call.rule.visible(call.n_all, call.n_keys))}
+    if len(words) not in read:
+        longest = max(call.rule.visible(call.n_all, call.n_keys) for call in calls)
+        raise WatchError(
+            f"{plural(len(words), 'word')} for a recording of {longest} positions: give one for each, as the model "
+            f"read them (of a text it wrote, all but the last)"
+        )
 
 
 def finish(recording: Recording, file: File, words: Sequence[str] | None = None) -> None:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearhead.errors import WatchError
+from clearhead.errors import InputError, WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import habits, rollout, statistics
 from clearhead.seeing.maps.habits import Habit
@@ -35,7 +36,7 @@ class Summaries(Questions):
     def offset(self, layer: int | str, offset: int, *, batch: int = 0, call: int = -1) -> Float[Tensor, "heads query"]:
         """Return what each query gives to the key `offset` places from its own: -1 is the token before."""
         one, heads = self._find(layer, None, batch, call)
-        return statistics.at_offset(one, batch, heads, offset)
+        return statistics.at_offset(one, batch, heads, arguments.whole(offset, "offset"))
 
     def repeats(
         self, layer: int | str, tokens: Int[Tensor, " key"], *, batch: int = 0, call: int = -1
@@ -47,8 +48,10 @@ class Summaries(Questions):
         one, heads = self._find(layer, None, batch, call)
         if not self.of_one_text(layer, one):
             raise WatchError(f"layer {layer} looks from one text to another: no token of it was said before")
-        if len(tokens) != one.n_keys:
-            raise WatchError(f"{len(tokens)} tokens for a layer that saw {one.n_keys}: give those of this text")
+        if len(arguments.numbers_of(tokens)) != one.n_keys:
+            raise WatchError(
+                f"{arguments.plural(len(tokens), 'token')} for a layer that saw {one.n_keys}: give those of this text"
+            )
         return habits.repeats(one, batch, heads, tokens)
 
     def strongest(
@@ -66,11 +69,12 @@ class Summaries(Questions):
 
         `apart=2` leaves out links to the token itself and its neighbours, `without` keys such as sinks.
         """
-        found = []
+        count, apart = arguments.whole(count, "count"), arguments.whole(apart, "apart")
+        found, without = [], arguments.several(without, "without")
         for number in self.numbers if layer is None else [self.number(layer)]:
             one, heads = self._find(number, head, batch, call)
-            counted = self.counted(one, batch, number)
-            links = statistics.strongest(one, batch, heads, count, apart=apart, without=without, counted=counted)
+            counted, keys = self.counted(one, batch, number), _among(without, one)
+            links = statistics.strongest(one, batch, heads, count, apart=apart, without=keys, counted=counted)
             rows = one.rows.tolist()
             found += [Link(rows[row], key, weight, number, one.heads[heads[h]]) for h, row, key, weight in links]
         return sorted(found, key=lambda link: -link.weight)[:count]
@@ -82,7 +86,7 @@ class Summaries(Questions):
 
         0.3 is where Gu et al. 2025 call the first token a sink. Keys that few queries see are left out.
         """
-        found = []
+        found, share = [], arguments.share(share, "share")
         for number in self.numbers if layer is None else [self.number(layer)]:
             one, heads = self._find(number, None, batch, call)
             some = statistics.sinks(one, batch, heads, share, self.counted(one, batch, number))
@@ -102,16 +106,19 @@ class Summaries(Questions):
         `separators` are the positions of [SEP] or of punctuation; `tokens`, the text's numbers, are needed to know a
         token that was said before (`duplicate`, `induction`): layers that saw as many keys are asked for that.
         """
-        found = []
+        found, separators = [], arguments.several(separators, "separators")
+        tokens = None if tokens is None else arguments.numbers_of(tokens)
         for number in self.numbers:
             one, heads = self._find(number, None, batch, call)
             one_text = self.of_one_text(number, one)
             text = tokens if one_text and tokens is not None and len(tokens) == one.n_keys else None
-            marks = [mark for mark in separators if mark < one.n_keys]
+            marks = _among(separators, one)
             counted = self.counted(one, batch, number)
             found += habits.habits(one, batch, heads, number, marks, text, counted, one_text=one_text)
         if tokens is not None and all(habit.induction is None for habit in found):
-            raise WatchError(f"{len(tokens)} tokens, but no layer saw as many: give those of this text, uncut")
+            raise WatchError(
+                f"{arguments.plural(len(tokens), 'token')}, but no layer saw as many: give those of this text, uncut"
+            )
         return found
 
     def rollout(
@@ -130,7 +137,7 @@ class Summaries(Questions):
         """
         calls = self._square(layers, batch, call)
         n = calls[0].n_keys
-        asked = rows_of(queries, n, calls[0].q.device)
+        asked = rows_of(queries, n, calls[0].q.device, "queries")
         if len(asked) * n > LARGEST_MAP:
             raise WatchError(
                 f"a rollout of {len(asked)} x {n} weights: at most {LARGEST_MAP} at a time; ask for some queries, or "
@@ -153,6 +160,8 @@ class Summaries(Questions):
 
     def _square(self, layers: Sequence[int | str] | None, batch: int, call: int) -> list[Call]:
         """Return calls that one can follow through: all heads and rows kept, tokens looking at the same tokens."""
+        if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence) or not layers):
+            raise InputError(f"layers= expects numbers or names in a list, at least one, got {layers!r}")
         numbers = self.numbers if layers is None else [self.number(layer) for layer in layers]
         calls = [self._find(number, None, batch, call)[0] for number in numbers]
         for number, one in zip(numbers, calls):
@@ -166,3 +175,8 @@ class Summaries(Questions):
                     "rollout averages over all heads and follows all rows: record without heads= and rows="
                 )
         return calls
+
+
+def _among(keys: Sequence[int], one: Call) -> list[int]:
+    """Return those of `keys` that a call has, counted from its first; layers may have other numbers of them."""
+    return [key % one.n_keys for key in keys if -one.n_keys <= key < one.n_keys]
