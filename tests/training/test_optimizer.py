@@ -7,9 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clearhead.models.bert import BertConfig, BertForSequenceClassification
+from clearhead.models.bert import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+from clearhead.models.modernbert import ModernBertConfig, ModernBertForMaskedLM
+from clearhead.models.vit import ViTConfig, ViTForImageClassification
 from clearhead.training.optimizer import build_optimizers, lr_share, parameter_groups, set_lr
 from clearhead.training.recipe import OptimizerSection, ScheduleSection
+
+
+TINY = {"d_model": 16, "n_heads": 2, "d_ff": 8}
 
 
 def by_name(config: BertConfig, key: str, **section: float) -> dict[str, float]:
@@ -30,6 +37,39 @@ def test_lower_layers_learn_slower(config: BertConfig) -> None:
     assert rate["bert.blocks.1.attention.q_proj.weight"] == 0.5
     assert rate["bert.blocks.0.feed_forward_norm.bias"] == 0.25
     assert rate["bert.embeddings.words.weight"] == rate["bert.embeddings.norm.weight"] == 0.125
+
+
+def test_lower_layers_learn_slower_in_every_model(config: BertConfig) -> None:
+    words = {"vocab_size": 9, "n_layers": 2, **TINY}
+    answers = EncoderDecoderConfig(
+        vocab_size=9, n_encoder_layers=2, n_decoder_layers=1, positions="learned", logit_bias=True, **TINY
+    )
+    expected: list[tuple[torch.nn.Module, dict[str, float]]] = [
+        (BertForMaskedLM(config), {"bert.embeddings.words.weight": 0.125, "dense.weight": 1, "bias": 1}),
+        (GPTForCausalLM(GPTConfig(**words)), {"gpt.words": 0.125, "gpt.positions": 0.125, "gpt.norm": 1}),
+        (ModernBertForMaskedLM(ModernBertConfig(**words)), {"bert.words": 0.125, "bert.words_norm": 0.125, "bias": 1}),
+        (
+            EncoderDecoder(answers),
+            {"words": 0.0625, "encoder.blocks.0": 0.125, "encoder.blocks.1": 0.25, "decoder.blocks.0": 0.5}
+            | {"encoder.positions": 0.0625, "decoder.positions": 0.25, "logit_bias": 1},
+        ),
+    ]
+    for model, shares in expected:
+        groups = parameter_groups(model, OptimizerSection(lr=1.0, layer_decay=0.5))
+        rate = {name: group["rate"] for group in groups for name in group["names"]}
+        assert {start: {r for name, r in rate.items() if name.startswith(start)} for start in shares} == {
+            start: {share} for start, share in shares.items()
+        }
+
+
+def test_tables_that_are_looked_up_do_not_decay_whatever_they_are_made_of() -> None:
+    pictures = ViTConfig(image_size=(8, 8), patch_size=4, n_registers=1, labels=("a", "b"), **TINY)
+    distances = EncoderDecoderConfig(vocab_size=9, positions="relative", **TINY)
+    for model in (ViTForImageClassification(pictures), EncoderDecoder(distances)):
+        groups = parameter_groups(model, OptimizerSection(lr=1.0, weight_decay=0.1))
+        decaying = {name for group in groups if group["weight_decay"] for name in group["names"]}
+        multiply = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+        assert decaying == {f"{name}.weight" for name in multiply}
 
 
 def test_frozen_parameters_are_left_out(config: BertConfig) -> None:

@@ -1,16 +1,17 @@
 """AdamW in groups, Muon where asked for, and the learning rate as a function of the step.
 
 Three rules decide a parameter's group. *Decay:* matrices that multiply are pulled towards zero; norms, biases and
-embeddings are not (every vector, and every table one looks rows up in). *Depth:* with `layer_decay` d, the k-th layer
-from the output learns at `d**k` times the rate, since lower layers know more that must not be forgotten (Howard &
-Ruder 2018, section 3.2; Clark et al. 2020, appendix A). *Order:* groups and their members follow the model's.
+embeddings are not (every vector, and every table one looks rows up in, a picture's positions and a T5's distances
+included). *Depth:* with `layer_decay` d, the k-th layer from the output learns at `d**k` times the rate, since lower
+layers know more that must not be forgotten (Howard & Ruder 2018, section 3.2; Clark et al. 2020, appendix A). *Order:*
+groups and their members follow the model's.
 
 Next: `loop.py`.
 """
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,19 +19,21 @@ from torch import nn
 
 from clearhead.training.recipe import OptimizerSection, ScheduleSection
 
+MULTIPLY = (nn.Linear, nn.Conv1d, nn.Conv2d)
+IN_BLOCK = re.compile(r".*?\bblocks\.\d+\.")  # a parameter's name up to its block's
+
 
 def parameter_groups(model: nn.Module, section: OptimizerSection) -> list[dict[str, Any]]:
     """Return the groups: `params`, their `names`, `weight_decay`, `rate` (their share of `lr`), and `muon`."""
-    looked_up = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    n_layers = 1 + max(
-        (layer for layer in map(_layer, dict(model.named_parameters())) if layer is not None), default=-1
-    )
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    multiply = {id(module.weight) for module in model.modules() if isinstance(module, MULTIPLY)} - looked_up
+    depth = depths([name for name, _ in model.named_parameters()])
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = section.layer_decay ** depth(name, n_layers)
-        decay = 0.0 if parameter.ndim < 2 or id(parameter) in looked_up else section.weight_decay
+        rate = section.layer_decay ** depth[name]
+        decay = section.weight_decay if id(parameter) in multiply else 0.0
         muon = section.name == "muon" and decides_direction(name, parameter)
         empty = {"params": [], "names": [], "weight_decay": decay, "rate": rate, "muon": muon}
         group = groups.setdefault((rate, decay, muon), empty)
@@ -39,22 +42,25 @@ def parameter_groups(model: nn.Module, section: OptimizerSection) -> list[dict[s
     return list(groups.values())
 
 
-def depth(name: str, n_layers: int) -> int:
-    """Return how many layers lie between a parameter and the output: 0 for a head, n_layers + 1 for embeddings."""
-    layer = _layer(name)
-    if layer is not None:
-        return n_layers - layer
-    return n_layers + 1 if "embeddings." in name else 0
+def depths(names: Sequence[str]) -> dict[str, int]:
+    """Return how many layers lie between each parameter and the output: 0 for a head, one more than all for embeddings.
 
-
-def _layer(name: str) -> int | None:
-    found = re.search(r"\bblocks\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    `names` are in the model's order, which is the way a text takes: embeddings, blocks, head; of an encoder-decoder
+    the words, the encoder's, the decoder's. What stands before a block feeds it, and is one further from the output;
+    what is the whole model's own (a bias of the words it guesses) torch names first, and is the head's.
+    """
+    found: dict[str, int] = {}
+    blocks: set[str] = set()
+    for name in reversed(names):
+        if block := IN_BLOCK.match(name):
+            blocks.add(block[0])
+        found[name] = 0 if "." not in name else len(blocks) + bool(blocks and not block)
+    return found
 
 
 def decides_direction(name: str, parameter: torch.Tensor) -> bool:
     """Return whether Muon should learn this: a matrix between hidden states, so no embedding and no head."""
-    return parameter.ndim == 2 and _layer(name) is not None and name.endswith(".weight")
+    return parameter.ndim == 2 and IN_BLOCK.match(name) is not None and name.endswith(".weight")
 
 
 def build_optimizers(model: nn.Module, section: OptimizerSection) -> list[torch.optim.Optimizer]:
