@@ -108,6 +108,15 @@ def test_a_bad_record_is_named_with_its_line(record: Any, columns: Any, message:
     assert message in str(error.value)
 
 
+def test_a_number_or_a_truth_is_a_label_of_that_name_before_it_is_an_index(file: Any) -> None:
+    for content, labels in ((b"1 3 2", "1 2 3"), (b"true false", "true false"), (b"0 1", "one two")):
+        lines = b"".join(b'{"text": "a", "label": %s}\n' % value for value in content.split())
+        examples = read_examples(file("x.jsonl", lines), Columns(label="label"), labels.split())
+        told = [labels.split()[example.target.index(1.0)] for example in examples]
+        assert told == {"1 2 3": ["1", "3", "2"], "true false": ["true", "false"], "one two": ["one", "two"]}[labels]
+
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

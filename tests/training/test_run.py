@@ -186,6 +186,11 @@ def test_a_modernbert_trains_too(objective: str, place: Path, words: Tokenizer) 
     assert isinstance(load(run), MODERN[objective])
 
 
+def test_a_recipe_may_begin_with_a_byte_order_mark(place: Path) -> None:
+    (place / "recipe.toml").write_text(RECIPE, encoding="utf-8-sig")
+    assert Recipe.load("recipe.toml").training.steps == 20
+
+
 def test_dropout_is_what_the_recipe_says(place: Path) -> None:
     edit(place, 'start = "start"', 'start = "start"\ndropout = 0.3\nclassifier_dropout = 0.25')
     edit(place, "steps = 20", "steps = 1")
@@ -382,7 +387,11 @@ def test_a_run_killed_before_it_began_can_be_begun(place: Path) -> None:
     [
         ("layer_decay", "layer_dekay", ConfigError, "unknown key 'layer_dekay'; did you mean 'layer_decay'"),
         ("batch_size = 8", "", ConfigError, "exactly one of 'batch_size' and 'batch_tokens'"),
-        ("lr = 3e-3", "lr = -1.0", ConfigError, r"\[optimizer\]: lr out of range"),
+        ("lr = 3e-3", "lr = -1.0", ConfigError, r"\[optimizer\] lr -1\.0: expected a finite number above 0"),
+        ("lr = 3e-3", "lr = inf", ConfigError, "lr inf: expected a finite number above 0"),
+        ("ema = 0.9", "seed = -1", ConfigError, r"\[training\] seed -1: expected a whole number from 0 to 2\*\*32 - 1"),
+        ("batch_size = 8", "batch_size = 0", ConfigError, r"\[training\] batch_size 0: expected at least 1"),
+        ('"positive"]', '"positive", "negative"]', ConfigError, "expected each label once"),
         ("lr = 3e-3", "lr = ", ConfigError, "not TOML"),
         ("max_len = 32", "max_len = 64", TrainingError, "the model has 32 positions .* max_len is 64"),
         ("labels", "# labels", ConfigError, "needs .model. labels"),

@@ -203,11 +203,14 @@ def _example(record: Mapping[str, Any], columns: Columns, labels: Sequence[str])
 
 
 def _label_index(value: Any, labels: Sequence[str]) -> int:
+    if isinstance(value, int):  # of stars "1" to "5" a 1 is a name, in JSON as in CSV; and so is true
+        value = next((label for label in labels if label.casefold() == json.dumps(value)), value)
     if value in labels:
         return list(labels).index(value)
     index = int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
     if not 0 <= index < len(labels):
-        raise InputError(f"unknown label {value!r}; known: {', '.join(labels)}, or 0 to {len(labels) - 1}")
+        known = f"{', '.join(labels)}, or 0 to {len(labels) - 1}" if labels else "none, since no labels are named"
+        raise InputError(f"unknown label {value!r}; known: {known}")
     return index
 
 

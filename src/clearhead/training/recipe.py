@@ -4,6 +4,7 @@ Each table of the file is one frozen dataclass here, each key one field; the def
 A.3, where they fine-tune. `recipes/` holds ours. Next: `objectives.py`.
 """
 
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ class ModelSection:
     attention_dropout: float | None = None
     classifier_dropout: float | None = None
 
+    def __post_init__(self) -> None:
+        _check(self, "each label once", labels=len(set(self.labels)) == len(self.labels))
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection:
@@ -36,7 +40,8 @@ class DataSection:
     max_len: int = 128  # ids a text, special tokens included; what is cut off is counted and said. Or a window
 
     def __post_init__(self) -> None:
-        _check("data", train=len(self.train) > 0, max_len=self.max_len >= 3)
+        _check(self, "at least one file", train=len(self.train) > 0)
+        _check(self, "at least 3", max_len=self.max_len >= 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +58,10 @@ class ObjectiveSection:
     erase: float = 0.0  # how likely a part of it is erased
 
     def __post_init__(self) -> None:
-        _check("objective", label_smoothing=0 <= self.label_smoothing < 1, mask_rate=0 < self.mask_rate < 1)
-        _check("objective", shift=self.shift >= 0, mirror=0 <= self.mirror <= 1, erase=0 <= self.erase <= 1)
+        _check(self, "at least 0 and below 1", label_smoothing=0 <= self.label_smoothing < 1)
+        _check(self, "a number between 0 and 1", mask_rate=0 < self.mask_rate < 1)
+        _check(self, "at least 0", shift=self.shift >= 0)
+        _check(self, "a probability from 0 to 1", mirror=0 <= self.mirror <= 1, erase=0 <= self.erase <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +81,12 @@ class OptimizerSection:
     clip: float | None = 1.0  # the largest norm a gradient may have
 
     def __post_init__(self) -> None:
+        _check(self, "a finite number above 0", lr=0 < self.lr < math.inf, eps=0 < self.eps < math.inf)
         within = all(0 <= beta < 1 for beta in self.betas)
-        _check("optimizer", momentum=0 <= self.momentum < 1)
-        _check("optimizer", lr=self.lr > 0, betas=within, eps=self.eps > 0, weight_decay=self.weight_decay >= 0)
-        _check("optimizer", layer_decay=0 < self.layer_decay <= 1, clip=self.clip is None or self.clip > 0)
+        _check(self, "at least 0 and below 1", momentum=0 <= self.momentum < 1, betas=within)
+        _check(self, "a finite number from 0", weight_decay=0 <= self.weight_decay < math.inf)
+        _check(self, "above 0 and at most 1", layer_decay=0 < self.layer_decay <= 1)
+        _check(self, "above 0", clip=self.clip is None or self.clip > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +98,7 @@ class ScheduleSection:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("schedule", warmup=0 <= self.warmup <= 1, end=0 <= self.end <= 1)
+        _check(self, "a fraction from 0 to 1", warmup=0 <= self.warmup <= 1, end=0 <= self.end <= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +124,9 @@ class TrainingSection:
             if (getattr(self, one) is None) == (getattr(self, other) is None):
                 raise ConfigError(f"[training]: expected exactly one of {one!r} and {other!r}")
         counts = ("epochs", "steps", "batch_size", "batch_tokens", "accumulation", "evaluate_every", "save_every")
-        _check("training", **{name: getattr(self, name) is None or getattr(self, name) >= 1 for name in counts})
-        _check("training", ema=self.ema is None or 0 <= self.ema < 1)
+        _check(self, "at least 1", **{name: getattr(self, name) is None or getattr(self, name) >= 1 for name in counts})
+        _check(self, "at least 0 and below 1", ema=self.ema is None or 0 <= self.ema < 1)
+        _check(self, "a whole number from 0 to 2**32 - 1, as numpy has it", seed=0 <= self.seed < 2**32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +154,7 @@ class Recipe:
     def load(cls, path: Path | str) -> "Recipe":
         """Read a recipe; ConfigError names the file, the key and the nearest known one."""
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ValueError as error:  # of TOML and of UTF-8
@@ -152,6 +162,7 @@ class Recipe:
         return build_config(cls, values, where=str(path))
 
 
-def _check(section: str, **allowed: bool) -> None:
-    if wrong := [name for name, ok in allowed.items() if not ok]:
-        raise ConfigError(f"[{section}]: {', '.join(wrong)} out of range; see training/recipe.py")
+def _check(section: object, expected: str, **allowed: bool) -> None:
+    if wrong := [f"{name} {getattr(section, name)!r}" for name, ok in allowed.items() if not ok]:
+        table = type(section).__name__.removesuffix("Section").lower()
+        raise ConfigError(f"[{table}] {', '.join(wrong)}: expected {expected}")
