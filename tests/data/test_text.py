@@ -1,6 +1,7 @@
 """Texts come out of files whole and in order, and a bad file is named with its line."""
 
 import io
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,12 @@ def test_every_format_says_the_same(suffix: str, file: Any) -> None:
     ]
 
 
+def test_a_text_in_a_csv_file_may_be_as_long_as_in_any_other(file: Any) -> None:
+    limit = csv.field_size_limit()
+    (example,) = read_examples(file("x.csv", b'text\n"' + b"x" * 200_000 + b'"\n'), Columns())
+    assert len(example.text) == 200_000 and csv.field_size_limit() == limit
+
+
 def test_soft_targets_and_weights_are_read(file: Any) -> None:
     path = file("x.jsonl", b'{"text": "so so", "p": 0.25, "all": {"positive": 0.4, "negative": 0.6}, "n": 2}\n')
     assert read_examples(path, Columns(positive="p", weight="n"), LABELS) == [
@@ -97,6 +104,7 @@ def test_soft_targets_and_weights_are_read(file: Any) -> None:
         ({"text": "a", "label": 0.7}, {"label": "label"}, "unknown label 0.7"),
         ({"text": "a", "p": 1.5}, {"positive": "p"}, "expected a number from 0 to 1, got 1.5"),
         ({"text": "a", "p": float("nan")}, {"positive": "p"}, "expected a number from 0 to 1, got nan"),
+        ({"text": "a", "p": 10**400}, {"positive": "p"}, "expected a number from 0 to 1"),
         ({"text": "a", "p": [0.5, 0.6]}, {"probabilities": "p"}, "sum to 1, got 1.1"),
         ({"text": "a", "p": [1]}, {"probabilities": "p"}, "a number for each of negative, positive"),
     ],
@@ -125,6 +133,11 @@ def test_a_number_or_a_truth_is_a_label_of_that_name_before_it_is_an_index(file:
         ("x.jsonl", b"", "x.jsonl is empty"),
         ("x.tsv", b"text\tlabel\na\n", "x.tsv:2: expected 2 columns (text, label), got 1"),
         ("x.csv", b'text,label\n"a" b,1\n', "x.csv:2: not CSV"),
+        ("x.csv", b'text,label\na,1\n"b,1\nc,0\nd,0\n', "x.csv:3: not CSV, in the row that begins here"),
+        ("x.csv", b"text,text,label\na,b,1\n", "x.csv:1: two columns are called 'text'"),
+        ("x.tsv", b"text\tlabel\tlabel\na\t1\t0\n", "x.tsv:1: two columns are called 'label'"),
+        ("x.jsonl", b"[" * 100_000, "x.jsonl:1: not JSON"),
+        ("x.tsv", b"text\tlabel\na\t" + b"1" * 5_000 + b"\n", "x.tsv:2: unknown label"),
         ("x.parquet", b"", "expected a file that ends in .jsonl, .csv, .tsv"),
     ],
 )

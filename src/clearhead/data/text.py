@@ -72,6 +72,8 @@ def _name(path: Path | str) -> str:
 
 # ---------------------------------------------------------------- labelled examples
 
+LONGEST = 2**31 - 1  # characters of a text in a .csv file: what a C long holds everywhere
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -139,7 +141,7 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(record, dict):
             raise InputError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
@@ -148,13 +150,19 @@ def _jsonl_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _csv_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     table = csv.reader((line for _, line in read_lines(path)), strict=True)
+    limit = csv.field_size_limit(LONGEST)  # Python's own is 131,072 characters
+    began = 1
     try:
-        header = next(table, [])
+        header = _header(path, next(table, []))
+        began = table.line_num + 1
         for row in table:
             if row:
                 yield table.line_num, _record(path, table.line_num, header, row)
-    except csv.Error as error:
-        raise InputError(f"{path}:{table.line_num}: not CSV: {error}") from None
+            began = table.line_num + 1
+    except csv.Error as error:  # the line where the row began: a quote left open swallows all that follows
+        raise InputError(f"{path}:{began}: not CSV, in the row that begins here: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _tsv_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -162,9 +170,15 @@ def _tsv_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in read_lines(path):
         row = line.rstrip("\r\n").split("\t")  # no quoting: GLUE's files have stray quotes
         if number == 1:
-            header = row
+            header = _header(path, row)
         elif row != [""]:
             yield number, _record(path, number, header, row)
+
+
+def _header(path: Path, names: list[str]) -> list[str]:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path}:1: two columns are called {twice[0]!r}: rename one")
+    return names
 
 
 def _record(path: Path, number: int, header: list[str], row: list[str]) -> Mapping[str, Any]:
@@ -207,7 +221,8 @@ def _label_index(value: Any, labels: Sequence[str]) -> int:
         value = next((label for label in labels if label.casefold() == json.dumps(value)), value)
     if value in labels:
         return list(labels).index(value)
-    index = int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
+    counts = isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 10)
+    index = int(value) if counts else -1
     if not 0 <= index < len(labels):
         known = f"{', '.join(labels)}, or 0 to {len(labels) - 1}" if labels else "none, since no labels are named"
         raise InputError(f"unknown label {value!r}; known: {known}")
@@ -228,7 +243,7 @@ def _probabilities(value: Any, column: str, labels: Sequence[str]) -> tuple[floa
 def _number(value: Any, column: str, *, high: float = float("inf")) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not 0 <= number <= high or number == float("inf"):
         bounds = "at least 0" if high == float("inf") else f"from 0 to {high:g}"
