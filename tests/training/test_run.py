@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -324,6 +325,32 @@ def test_a_state_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     assert survived == sorted(survived) and set(survived) == {3, 7}
 
 
+def test_two_processes_do_not_train_in_one_folder(place: Path) -> None:
+    begin(place)
+    with (
+        RunFolder(place / "run").held(),
+        pytest.raises(TrainingError, match="another process is training in run: wait for it"),
+    ):
+        run_recipe("recipe.toml", out="run", resume=True)
+    run_recipe("recipe.toml", out="run", resume=True)
+
+
+def test_a_full_disk_leaves_what_was_saved_before(tmp_path: Path) -> None:
+    store = RunFolder(tmp_path / "run")
+    store.begin({}, "")
+    store.save({"x": torch.zeros(3)}, {"step": 3})
+    before, left = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, left[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"step 7 could not be saved in .*go on with --resume"):
+            store.save({"x": torch.ones(3_000)}, {"step": 7})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, left)
+        signal.signal(signal.SIGXFSZ, before)
+    latest = store.latest()
+    assert latest is not None and latest[1]["step"] == 3
+
+
 def test_metrics_after_the_saved_step_are_forgotten(tmp_path: Path) -> None:
     store = RunFolder(tmp_path / "run")
     store.begin({}, "")
@@ -366,6 +393,8 @@ def test_a_run_is_not_overwritten(place: Path) -> None:
         run_recipe("recipe.toml", out="run")
     with pytest.raises(TrainingError, match="start exists and is no empty folder"):
         run_recipe("recipe.toml", out="start")
+    with pytest.raises(TrainingError, match=r"recipe\.toml is a file: give a folder as --out"):
+        run_recipe("recipe.toml", out="recipe.toml")
 
 
 def test_nothing_is_resumed_where_nothing_was_begun(place: Path) -> None:

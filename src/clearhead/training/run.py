@@ -83,7 +83,8 @@ def run_recipe(
     run = Run(recipe, folder, reader, task.objective(recipe, reader), sets, source)
     if before is None:
         folder.begin(description, recipe_path.read_text(encoding="utf-8"))
-    run.go()
+    with folder.held():
+        run.go()
     return folder.path
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class RunFolder:
 
     def require_free(self) -> None:
         """Raise TrainingError if the folder holds a run or anything else."""
+        if self.path.is_file():
+            raise TrainingError(f"{self.path} is a file: give a folder as --out")
         if self.description.is_file():
             raise TrainingError(f"{self.path} holds a run already: continue it with --resume, or give another --out")
         held = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
@@ -38,6 +41,24 @@ class RunFolder:
         write(self.path / "recipe.toml", recipe)
         write(self.description, json.dumps(description, indent=2) + "\n")
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other process out: TrainingError if one is training here. A killed one holds nothing."""
+        if os.name != "posix":
+            yield  # Windows has no such lock
+            return
+        import fcntl
+
+        with (self.state / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TrainingError(
+                    f"another process is training in {self.path}: wait for it, or give another --out. One run is one "
+                    f"process (torchrun starts several)"
+                ) from None
+            yield
+
     def begun(self) -> dict[str, Any] | None:
         """Return the description of the run to continue, None if it was killed before it had one."""
         if self.description.is_file():
@@ -48,7 +69,18 @@ class RunFolder:
         raise TrainingError(f"{self.path} holds no run to continue: start it without --resume, or give its --out")
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep a learner's snapshot in place of the one before."""
+        """Keep a learner's snapshot in place of the one before. TrainingError, with that one kept, if it cannot be."""
+        from safetensors import SafetensorError
+
+        try:
+            self._replace(tensors, facts)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"step {facts['step']} could not be saved in {self.path}: {error}. What was saved before is whole: make "
+                f"room and go on with --resume"
+            ) from error
+
+    def _replace(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         from safetensors.torch import save_file
 
         complete = self.state / f"step-{facts['step']:09d}"
