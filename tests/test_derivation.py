@@ -303,6 +303,19 @@ def test_equations_show_turns_biases_and_other_scales() -> None:
     assert thread(softcap=50.0)[2].steps[4].equation == "z_ij = 50 tanh(0.5 s_ij / 50)"
 
 
+def test_equations_hold_no_bias_that_the_layer_lacks_and_the_norms_that_it_has() -> None:
+    without = "\n".join(step.equation for step in thread(bias=False)[2].steps)
+    assert "b_" not in without and "v_j = W_V x_j, W_V" in without and "q_i = W_Q x_i, k_j = W_K x_j, s_ij" in without
+    attention, x, _ = thread()
+    attention.k_proj.bias = attention.out_proj.bias = None  # Whisper's keys have none
+    equations = [step.equation for step in derive(attention, x, THREAD, query=6, head=2).steps]
+    assert "k_j = W_K x_j, s_ij" in equations[3] and "W_Q x_i + b_Q" in equations[3]
+    assert "+ b_V" in equations[1] and "b_O" not in equations[7]
+    for then, said in ((Rotary(4), "R_i(norm(W_Q x_i + b_Q))"), (Order(), "q_i = norm(W_Q x_i + b_Q), ")):
+        normed = thread(order=NormedQueriesAndKeys(RMSNorm(4), RMSNorm(4), then))[2]
+        assert said in normed.steps[3].equation
+
+
 def test_sentences_name_the_largest_weight() -> None:
     _, _, derivation = thread()
     weights = derivation["weights"]

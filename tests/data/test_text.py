@@ -1,7 +1,7 @@
 """Texts come out of files whole and in order, and a bad file is named with its line."""
 
-import io
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +122,6 @@ def test_a_number_or_a_truth_is_a_label_of_that_name_before_it_is_an_index(file:
         examples = read_examples(file("x.jsonl", lines), Columns(label="label"), labels.split())
         told = [labels.split()[example.target.index(1.0)] for example in examples]
         assert told == {"1 2 3": ["1", "3", "2"], "true false": ["true", "false"], "one two": ["one", "two"]}[labels]
-
 
 
 @pytest.mark.parametrize(

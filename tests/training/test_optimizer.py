@@ -15,7 +15,6 @@ from clearhead.models.vit import ViTConfig, ViTForImageClassification
 from clearhead.training.optimizer import build_optimizers, lr_share, parameter_groups, set_lr
 from clearhead.training.recipe import OptimizerSection, ScheduleSection
 
-
 TINY = {"d_model": 16, "n_heads": 2, "d_ff": 8}
 
 

@@ -4,39 +4,54 @@ Nothing here is computed for the derivation; it is only told. Next: `words.py`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearhead.attention import MultiHeadAttention
 from clearhead.derivation.words import group, label
 from clearhead.positions import Order
+from clearhead.rotary import NormedQueriesAndKeys
 
 Known = dict[str, Tensor]  # every tensor of a derivation, by its name
 
 
 def equations(attention: MultiHeadAttention, known: Known, query: int) -> list[str]:
-    """Return the eight equations for word `query`, in the field's symbols; b_ij is a bias, R_i a turn by position."""
+    """Return the eight equations for word `query`, in the field's symbols; b_ij is a bias, R_i a turn by position.
+
+    A layer's equations hold what it has: no `+ b_V` where there is no such vector, `norm` where queries and keys are
+    normalised.
+    """
     x, seen, d_head = known["x"], known.get("memory", known["x"]), attention.d_head
-    turned = attention.order is not None and type(attention.order).turn is not Order.turn
-    asks, answers = ("R_i(W_Q x_i + b_Q)", "R_j(W_K x_j + b_K)") if turned else ("W_Q x_i + b_Q", "W_K x_j + b_K")
+    b = {name: f" + b_{name}" if linear.bias is not None else "" for name, linear in _linears(attention)}
+    asks, answers = f"W_Q x_i{b['Q']}", f"W_K x_j{b['K']}"
+    order = attention.order
+    if isinstance(order, NormedQueriesAndKeys):
+        asks, answers, order = f"norm({asks})", f"norm({answers})", order.then
+    if order is not None and type(order).turn is not Order.turn:
+        asks, answers = f"R_i({asks})", f"R_j({answers})"
     usual = math.isclose(attention.scale, d_head**-0.5)
     scaled = f"s_ij / √D, √D = √{d_head} = {d_head**0.5:.4g}" if usual else f"{attention.scale:.4g} s_ij, D = {d_head}"
     if attention.softcap is not None:
         scaled = f"{attention.softcap:.4g} tanh({attention.scale:.4g} s_ij / {attention.softcap:.4g})"
+    d_heads = attention.n_heads * d_head
     power = "z_ij + b_ij" if "bias" in known else "z_ij"
     return [
         f"x_j ∈ R^{seen.shape[-1]}, j = 0 … {len(seen) - 1}",
-        f"v_j = W_V x_j + b_V, W_V ∈ R^({d_head}×{seen.shape[-1]})",
+        f"v_j = W_V x_j{b['V']}, W_V ∈ R^({d_head}×{seen.shape[-1]})",
         f"o_i = Σ_j v_j / T, i = {query}, T = {int(known['allowed'].sum())}",
         f"q_i = {asks}, k_j = {answers}, s_ij = q_i · k_j",
         f"z_ij = {scaled}",
         f"w_ij = exp({power}) / {'(exp(sink) + Σ_j exp(' + power + '))' if 'sink' in known else f'Σ_j exp({power})'}",
         f"o_i = Σ_j w_ij v_j ∈ R^{d_head}",
-        f"y_i = W_O [o_i^0 … o_i^{attention.n_heads - 1}] + b_O, W_O ∈ R^({x.shape[-1]}×{attention.n_heads * d_head})",
+        f"y_i = W_O [o_i^0 … o_i^{attention.n_heads - 1}]{b['O']}, W_O ∈ R^({x.shape[-1]}×{d_heads})",
     ]
+
+
+def _linears(attention: MultiHeadAttention) -> Iterable[tuple[str, nn.Linear]]:
+    return zip("QKVO", (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj))
 
 
 @dataclass(frozen=True)

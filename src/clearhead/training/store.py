@@ -76,8 +76,8 @@ class RunFolder:
             self._replace(tensors, facts)
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"step {facts['step']} could not be saved in {self.path}: {error}. What was saved before is whole: make "
-                f"room and go on with --resume"
+                f"step {facts['step']} could not be saved in {self.path}: {error}. What was saved before is whole: "
+                f"make room and go on with --resume"
             ) from error
 
     def _replace(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
