@@ -45,6 +45,7 @@ COMMANDS = (
 )
 MAX_LEN = 24
 GOLDEN = Path(__file__).parent / "cli_help.txt"
+BERTS = "BertModel, BertForMaskedLM"
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +108,8 @@ def test_alone_it_shows_three_examples(call: Call) -> None:
 
 
 def test_version_is_the_package_version(call: Call) -> None:
-    assert call("--version") == Done(0, f"clearhead {clearhead.__version__}\n", "")
+    for argv in (["--version"], ["generate", "--version"], ["classify", "a text", "--version"]):
+        assert call(*argv) == Done(0, f"clearhead {clearhead.__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_who_waits_sees_how_many_are_done_and_is_left_with_a_clean_line(monkeypa
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(sys, "stderr", screen := Screen(terminal=True))
     monkeypatch.setattr(sys, "stdout", Screen(terminal=False))  # answers go to a file
-    with Progress("texts") as progress:
+    with Progress("text") as progress:
         progress.advance(1200)
         assert re.search(r"\r\x1b\[K1,200 texts, [\d,.]+ a second$", screen.text)
         note("a remark")
@@ -269,9 +271,19 @@ def test_who_waits_sees_how_many_are_done_and_is_left_with_a_clean_line(monkeypa
     assert screen.text.endswith("a second\r\x1b[K")
     monkeypatch.setattr(sys, "stdout", Screen(terminal=True))  # answers are seen coming
     before = screen.text
-    with Progress("texts") as progress:
+    with Progress("text") as progress:
         progress.advance()
     assert screen.text == before
+
+
+def test_a_line_is_broken_between_words_at_a_terminal_and_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clearhead.cli.output import say
+
+    monkeypatch.setenv("COLUMNS", "20")
+    for terminal, shown in ((True, "  bert:  BertModel,\n    BertForMaskedLM\n"), (False, f"  bert:  {BERTS}\n")):
+        monkeypatch.setattr(sys, "stdout", screen := Screen(terminal))
+        say(f"  bert:  {BERTS}", hanging=2)
+        assert screen.text == shown
 
 
 # ---------------------------------------------------------------- what cannot be done is one sentence
@@ -298,6 +310,7 @@ def test_an_argument_that_is_no_text(command: str, text: str, said: str, call: C
         (b" \n\n", "standard input is empty: expected one text a line"),
         (b"\x7fELF\x00\x01", "standard input:1: binary data"),
         (b"caf\xe9", "standard input:1: not UTF-8"),
+        ("fine".encode("utf-16"), "standard input: UTF-16, expected UTF-8; convert it: iconv -f utf-16 -t utf-8"),
     ],
 )
 def test_standard_input_that_holds_no_text(content: bytes, said: str, call: Call, folder: Path) -> None:
@@ -317,6 +330,23 @@ def test_what_came_before_a_bad_line_is_answered(call: Call, folder: Path, tmp_p
 def test_a_file_that_is_not_there_or_a_directory(call: Call, tmp_path: Path) -> None:
     assert "nowhere.txt: cannot be read" in one_sentence(call("classify", "--file", tmp_path / "nowhere.txt"))
     assert "Is a directory" in one_sentence(call("classify", "--file", tmp_path))
+
+
+def test_a_file_that_is_given_as_a_text_is_read_by_its_name_and_said(
+    call: Call, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reviews.txt").write_text("fine\n")
+    monkeypatch.chdir(tmp_path)
+    done = call("classify", "reviews.txt", "x" * 5000, "--model", folder, "--json")
+    assert [answer["text"] for answer in done.json] == ["reviews.txt", "x" * 5000]
+    assert "--file reviews.txt reads what the file holds" in done.err and done.err.count("is a file") == 1
+    for command in ("effect", "see"):
+        assert "reviews.txt is a file" in call(command, "reviews.txt", "--model", folder).err
+
+
+def test_a_picture_is_no_file_of_texts(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "boot.png").write_bytes(b"\x89PNG\r\n")
+    assert "is a picture, and --file reads text" in one_sentence(call("classify", "--file", tmp_path / "boot.png"))
 
 
 def test_files_are_opened_before_the_first_answer_and_empty_ones_passed_over(

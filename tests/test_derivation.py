@@ -234,6 +234,19 @@ def test_who_may_look_nowhere_gets_nothing_and_is_told_so() -> None:
     assert all("may look at no word" in step.sentence for step in derivation.steps[2:7])
 
 
+def test_who_may_look_at_one_word_alone_is_told_so() -> None:
+    derivation = derive(layer(), torch.randn(8, 16), THREAD, query=0, head=0, mask=CAUSAL)
+    assert "may look at one word alone" in derivation.steps[2].sentence
+    assert "as spread out as 1 word of equal weight" in derivation.steps[5].sentence
+
+
+def test_patches_are_called_patches_and_dropout_is_told_only_where_there_is_some() -> None:
+    derivation = derive(layer(), torch.randn(8, 16), THREAD, query=0, head=0, thing="patch")
+    told = " ".join(step.sentence for step in derivation.steps)
+    assert "of the other patches" in told and "patches of equal weight" in told and "word" not in told
+    assert "dropped" not in told
+
+
 # ---------------------------------------------------------------- source lines
 
 

@@ -12,7 +12,7 @@ Three things live here, and they are the whole of it (Vaswani et al. 2017, secti
 The project in one line, kept by a property test: `attend(q, k, v, mask) == attention_map(q, k, mask) @ v`.
 
 Tensors are laid out `(batch, heads, time, d_head)`, as torch.nn.functional.scaled_dot_product_attention has them.
-Next: `derivation.py` arrives at this code in eight steps; `positions.py` says how order enters.
+Next: `derivation/steps.py` arrives at this code in eight steps; `positions.py` says how order enters.
 """
 
 import math

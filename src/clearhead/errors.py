@@ -66,3 +66,13 @@ def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
 def a(name: str) -> str:
     """Return `name` after the article that it takes."""
     return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+
+
+def counted(n: int, thing: str) -> str:
+    """Return how many there are: `1 text`, `2 texts`, `1,000 patches`."""
+    return f"{n:,} {thing if n == 1 else several(thing)}"
+
+
+def several(thing: str) -> str:
+    """Return the plural of what a message counts."""
+    return thing + ("es" if thing.endswith("ch") else "s")

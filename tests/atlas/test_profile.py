@@ -178,7 +178,7 @@ def test_a_corpus_that_is_not_there_is_refused(model: Path, tmp_path: Path) -> N
 
 
 def test_a_parquet_table_holds_the_numbers_of_the_json_one(model: Path, corpus: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="no pyarrow: pip install 'clearhead[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="no pyarrow: pip install pyarrow")
     found = table(profile(str(model), [corpus], tmp_path, parquet=True))
     written = parquet.read_table(tmp_path / "profile.parquet")
     assert written.to_pylist() == found.pop("heads")
@@ -189,7 +189,7 @@ def test_without_pyarrow_a_parquet_table_is_refused_before_anything_is_counted(
     model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'clearhead\[parquet\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install pyarrow"):
         profile(str(model), [corpus], tmp_path / "out", parquet=True)
     assert not (tmp_path / "out").exists()
 

@@ -226,7 +226,7 @@ def test_of_many_layers_those_are_drawn_that_look_hardest() -> None:
         model(scores)
     text = printed(look(seen, WORDS, SPECIAL, query=6))
     assert len(re.findall(r"^L\d+ ", text.partition("Each map")[0], re.MULTILINE)) == 12
-    assert "L13 " in text and "3 more layers are not drawn" in " ".join(text.split())
+    assert "L13 " in text and "3 layers not drawn: from here" in " ".join(text.split())
 
 
 def test_in_a_long_text_heads_that_look_at_a_place_come_last() -> None:

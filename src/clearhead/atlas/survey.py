@@ -23,7 +23,7 @@ from clearhead.atlas.tally import Tally
 from clearhead.checkpoints import find, load
 from clearhead.data.text import read_texts
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import InputError, Interrupted, MissingExtra, a
+from clearhead.errors import InputError, Interrupted, MissingExtra, a, counted
 from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.vit import ViT
 from clearhead.seeing import watch
@@ -42,7 +42,7 @@ def profile(
     state file a process, by which the same call goes on after it was stopped. `limit` reads that many texts at most.
     Under torchrun each process takes its share; the first one writes.
 
-    Statistics are those of `seeing.habits.Habit`: means over all queries of the corpus that are no padding and have
+    Statistics are those of `seeing.Habit`: means over all queries of the corpus that are no padding and have
     more than one key to look at.
 
     InputError for a model that does not read one text, for a folder that holds something else, for texts that cannot be
@@ -50,9 +50,7 @@ def profile(
     counted was saved.
     """
     if parquet and importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtra(
-            "a Parquet table is written by pyarrow, which is not there: pip install 'clearhead[parquet]'"
-        )
+        raise MissingExtra("a Parquet table is written by pyarrow, which is not installed: pip install pyarrow")
     out, source = Path(out), find(name)
     with World.joined() as world:
         if world.size > 1 and "-" in map(str, corpus):
@@ -82,8 +80,8 @@ def profile(
                     saved = time.monotonic()
                 if signals:
                     raise Interrupted(
-                        f"interrupted after {tally.texts:,} texts; what was counted is in {state.path}. To go on, give "
-                        f"the same command again",
+                        f"interrupted after {counted(tally.texts, 'text')}; what was counted is in {state.path}. "
+                        f"To go on, give the same command again",
                         signals[0],
                     )
                 done = number + 1
@@ -105,7 +103,7 @@ def _finish(world: World, tally: Tally, said: dict[str, Any], out: Path, parquet
     facts = {**said, "clearhead": __version__, "texts": whole.texts, "tokens": whole.tokens}
     table = whole.table()
     write(out / "profile.json", json.dumps({**facts, "heads": table}, indent=1) + "\n")
-    about = f"{whole.texts:,} text{'s' * (whole.texts != 1)}, {whole.tokens:,} tokens"
+    about = f"{counted(whole.texts, 'text')}, {whole.tokens:,} tokens"
     write(out / "profile.svg", draw(table, said["model"], about))
     if parquet:
         _write_parquet(out / "profile.parquet", table, facts)
@@ -166,8 +164,8 @@ def _progress(done: int, world: World) -> Iterator[Callable[[int], None]]:
 
     console = Console(stderr=True)
     share = f" by process 0 of {world.size}" if world.size > 1 else ""
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} texts" + share), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     hidden = world.rank > 0 or not console.file.isatty()
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=None, completed=done)
-        yield lambda texts: bar.update(task, completed=texts)
+        task = bar.add_task(counted(done, "text") + share, total=None)
+        yield lambda texts: bar.update(task, description=counted(texts, "text") + share)

@@ -1,6 +1,6 @@
 """What was counted so far: a sum for every statistic of every head, that can be saved, merged and gone on with.
 
-A statistic of one text is a mean over the queries that `seeing.habits.Habit` counts; over a corpus it is the mean over
+A statistic of one text is a mean over the queries that `seeing.Habit` counts; over a corpus it is the mean over
 all these queries: texts weigh as many as they have, and one with none, such as a single token, says nothing. Beside it
 stands the spread from text to text, by the same weights.
 """

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not argv:
             print(SHORT_HELP, end="")
-        elif argv == ["--version"]:
+        elif "--version" in options:
             print(f"clearhead {__version__}")
         else:
             if ours and argv[0] not in ("train", "profile"):  # which may compile

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clearhead.cli.output import dump
+from clearhead.cli.output import dump, say
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Shipped:
             labels=tuple(config.get("id2label", {}).values()),
             bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
             licence=fields.get("license", "see its card").strip(),
-            summary=prose[0] if prose else "",
+            summary=prose[0].replace("*", "") if prose else "",  # no emphasis in a terminal
             commands=commands_for(config),
         )
 
@@ -65,9 +65,10 @@ def run(*, as_json: bool) -> None:
     print("Models that ship:" if shipped else "No models ship with this copy of clearhead.")
     for model in shipped:
         labels = f" ({', '.join(model.labels)})" if model.labels else ""
-        print(f"  {model.name}: {model.task}{labels}, {model.bytes / 1e6:.0f} MB, {model.licence}")
-        print(f"    {model.summary}")
-        print(f"    for: {', '.join(model.commands)}")
-    print("\nCheckpoints that open, from a folder or the hub (organisation/model), by model_type:")
+        say(f"  {model.name}: {model.task}{labels}, {model.bytes / 1e6:.0f} MB, {model.licence}", hanging=2)
+        say(f"    {model.summary}")
+        say(f"    for: {', '.join(model.commands)}")
+    print()
+    say("Checkpoints that open, from a folder or the hub (organisation/model), by model_type:")
     for name, architectures in families.items():
-        print(f"  {name}: {', '.join(architectures)}")
+        say(f"  {name}: {', '.join(architectures)}", hanging=2)

@@ -55,7 +55,7 @@ def run(
     elif missing := [text for text in texts if not Path(text).exists()]:
         raise InputError(f"{missing[0]}: no such file, expected a picture or a folder of pictures")
     table = Table.of(labeller.labels)
-    with Progress("texts" if labeller.reads == "text" else "pictures") as progress:
+    with Progress("text" if labeller.reads == "text" else "picture") as progress:
         for some in chain([first], arrivals):
             for text, probabilities, windows in labeller.read(some):
                 ranked = sorted(zip(labeller.labels, probabilities), key=lambda pair: -pair[1])[:top]

@@ -304,7 +304,8 @@ def dispatch(argv: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(
         verbs,
         prog="clearhead",
-        description="See what attention does, in any Transformer, while it runs at full speed.",
+        description="See what attention does, in any Transformer, while it runs at full speed. --version says which "
+        "clearhead this is; --debug, or CLEARHEAD_DEBUG=1, shows where in the source an error happened.",
         args=argv,
         config=(FlagCreatePairsOff, OmitArgPrefixes),
     )

@@ -53,7 +53,7 @@ def profile(
         corpus: Files with one text a line; - is standard input.
         out: Where profile.json and profile.svg are written, and what was counted so far.
         limit: Read N texts at most.
-        parquet: Write profile.parquet, too; needs clearhead[parquet].
+        parquet: Write profile.parquet, too; needs pyarrow.
     """
     from clearhead.cli import profiling
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clearhead.cli.arguments import at_least_1
-from clearhead.cli.inputs import is_picture
-from clearhead.cli.output import dump, note, one_line, refuse, require_text
+from clearhead.cli.inputs import is_picture, note_file_name
+from clearhead.cli.output import dump, note, one_line, refuse, require_text, say
 from clearhead.errors import InputError
 
 
@@ -24,6 +24,7 @@ def run(
     require_text(text)
     if is_picture(text):
         raise InputError(f"{text} is a picture: an effect is of a text; `clearhead see` shows where a ViT looks")
+    note_file_name(text, f'clearhead effect "$(cat {text})"')
     at_least_1(top=top)
     places = {"query": query, "layer": layer, "head": head}
     if over != "links" and (given := [f"--{n}" for n, x in places.items() if x is not None]):
@@ -73,13 +74,13 @@ def show(fields: dict[str, Any], words: Sequence[str], top: int) -> None:
     most = "one that moves" if top == 1 else f"{top} that move"
     shown = f", the {most} it most" if len(rows) > top else ""
     what = {"heads": "head", "layers": "layer's attention", "links": "link", "tokens": "token"}[over]
-    print(f"{one_line(fields['target'])}: {before:.3f}. Without one {what} ({len(rows)} tried{shown}):")
+    say(f"{one_line(fields['target'])}: {before:.3f}. Without one {what} ({len(rows)} tried{shown}):")
     for row in rows[:top]:
         print(f"  {row['after']:8.3f}  {row['effect']:+8.3f}  {said(row, words)}")
     for remark in fields["notes"]:
         note(remark)
     if over != "tokens":
-        print("One at a time: where others stand in for what is missing, little moves; --over tokens hides from all.")
+        say("One at a time: where others stand in for what is missing, little moves; --over tokens hides from all.")
 
 
 def said(row: dict[str, Any], words: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ def run(
     embedder = Embedder(model, dtype=dtype, threads=threads)
     width = columns() if sys.stdout.isatty() else None
     found = []
-    with Progress("texts") as progress:
+    with Progress("text") as progress:
         for some in chain([first], arrivals):
             for text, vector in zip(some, embedder.read(some)):
                 if out is not None:

@@ -52,7 +52,7 @@ def generate(
                 print()
             watch(writer, text, choices.of_row(row))
         return
-    with Progress("texts") as progress:
+    with Progress("text") as progress:
         for row, answer in enumerate(written(writer, chain([first], arrivals), choices)):
             if as_json:
                 fields = {"text": answer.text, "written": answer.written, "tokens": answer.tokens, "end": answer.end}
@@ -81,7 +81,7 @@ def translate(
 
     writer = Writer("translate", model, dtype=dtype, threads=threads, tokens=max_new_tokens)
     choices = choices_of(Choosing(temperature=0.0, beams=beams), max_new_tokens, 0)
-    with Progress("texts") as progress:
+    with Progress("text") as progress:
         for answer in written(writer, chain([first], arrivals), choices):
             if as_json:
                 fields = {"text": answer.text, "written": answer.written, "tokens": answer.tokens, "end": answer.end}

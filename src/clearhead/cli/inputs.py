@@ -30,10 +30,15 @@ def arriving(texts: Sequence[str], files: Sequence[Path], *, example: str) -> It
     """
     for number, text in enumerate(texts, 1):
         require_text(text, f"text {number}" if len(texts) > 1 else "the text")
+        note_file_name(text, f"--file {text}")
     if not files and not texts and (sys.stdin is None or sys.stdin.isatty()):
         refuse(f"nothing to read: give a text, {example}, or --file FILE")
     for path in files:
         require_readable(path)
+        if is_picture(str(path)):
+            raise InputError(
+                f"{path} is a picture, and --file reads text: give it as an argument, clearhead see {path}"
+            )
     if texts:
         yield list(texts)
     sources = files or ([] if texts else [STDIN])
@@ -70,6 +75,16 @@ def read(path: Path, *, alone: bool) -> Iterator[list[str]]:
         if alone:
             raise InputError(f"{empty}: expected one text a line")
         note(f"{empty}, and passed over")
+
+
+def note_file_name(text: str, instead: str) -> None:
+    """Say that an argument is read as it stands where it is the name of a file, which `instead` would read."""
+    try:
+        is_file = Path(text).is_file()
+    except OSError:  # too long for a name
+        return
+    if is_file and not is_picture(text):
+        note(f"{text} is a file: its name is read as the text; {instead} reads what the file holds")
 
 
 def is_picture(text: str) -> bool:

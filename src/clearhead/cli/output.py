@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from clearhead.errors import InputError
+from clearhead.errors import InputError, counted
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
     from rich.console import Console
@@ -56,6 +56,16 @@ def one_line(text: str, width: int | None = None) -> str:
     return text if width is None or len(text) <= width else text[: max(width - 1, 0)] + "…"
 
 
+def say(text: str, hanging: int = 0) -> None:
+    """Print a line; at a terminal it is broken between words, and what follows is indented by `hanging` more."""
+    if sys.stdout.isatty():
+        from textwrap import fill
+
+        indent = " " * (len(text) - len(text.lstrip()) + hanging)
+        text = fill(text, columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    print(text)
+
+
 def columns() -> int:
     """Return how wide the terminal is; COLUMNS overrules it."""
     return shutil.get_terminal_size().columns
@@ -81,8 +91,8 @@ class Progress:
     LATE, BETWEEN = 1.0, 0.2  # seconds until it appears, and until it changes
     shown = False
 
-    def __init__(self, things: str) -> None:
-        self.things, self.done = things, 0
+    def __init__(self, thing: str) -> None:
+        self.thing, self.done = thing, 0
         self.begun = self.last = time.monotonic()
         self.wanted = sys.stderr is not None and is_for_eyes(sys.stderr) and not sys.stdout.isatty()
 
@@ -93,7 +103,7 @@ class Progress:
         if self.wanted and now - self.begun > self.LATE and now - self.last > self.BETWEEN:
             self.last = now
             rate = self.done / (now - self.begun)
-            line = f"\r\x1b[K{self.done:,} {self.things}, {rate:,.{int(rate < 10)}f} a second"
+            line = f"\r\x1b[K{counted(self.done, self.thing)}, {rate:,.{int(rate < 10)}f} a second"
             print(line, end="", file=sys.stderr, flush=True)
             Progress.shown = True
 

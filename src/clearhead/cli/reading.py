@@ -73,6 +73,7 @@ class Reading:
             mask=given.mask,
             memory=given.memory,
             memory_words=view.keys if view.crosses else (),
+            thing="patch" if view.patches else "word",
         )
 
 

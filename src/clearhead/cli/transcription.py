@@ -33,7 +33,7 @@ def run(
     from clearhead.cli.hearing import Listener
 
     listener = Listener(model, threads=threads)
-    with Progress("sounds") as progress:
+    with Progress("sound") as progress:
         for path in files:
             written = listener.write(path, language=language, beams=beams)
             print(dump({"file": str(path), "written": written}) if as_json else one_line(written), flush=True)

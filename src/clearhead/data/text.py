@@ -9,6 +9,7 @@ Next: `batches.py` puts rows of similar length side by side.
 import csv
 import json
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -42,12 +43,15 @@ def read_lines(path: Path | str, stdin: Iterable[bytes] | None = None) -> Iterat
     try:
         with _open(path, stdin) as stream:
             for number, raw in enumerate(stream, 1):
+                if number == 1 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+                    raise InputError(f"{name}: UTF-16, expected UTF-8; convert it: iconv -f utf-16 -t utf-8")
                 if b"\0" in raw:
                     raise InputError(f"{name}:{number}: binary data, expected UTF-8 text, one a line")
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")  # -sig: without a byte order mark
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at column {error.start + 1}"
-        raise InputError(f"{name}:{number}: not UTF-8 ({byte}); convert it: iconv -t utf-8") from error
+        hint = "convert it, from Latin-1 by iconv -f latin1 -t utf-8"
+        raise InputError(f"{name}:{number}: not UTF-8 ({byte}); {hint}") from error
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
 

@@ -74,7 +74,8 @@ class Step:
 class Derivation:
     """Eight steps from `words` to what the layer gives word `query`; up to step 7 they are those of one `head`.
 
-    `memory_words` are the words looked at: `words` themselves, or another text's in cross-attention.
+    `memory_words` are the words looked at: `words` themselves, or another text's in cross-attention. `thing` is what
+    sentences call one of them, such as patch.
     """
 
     words: tuple[str, ...]
@@ -82,6 +83,7 @@ class Derivation:
     query: int
     head: int
     steps: tuple[Step, ...]
+    thing: str = "word"
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor by its name, e.g. `derivation["weights"]`; KeyError lists the names."""
@@ -130,11 +132,13 @@ def derive(
     mask: Mask = EVERYWHERE,
     memory: Float[Tensor, "key d_model"] | None = None,
     memory_words: Sequence[str] = (),
+    thing: str = "word",
 ) -> Derivation:
     """Derive what `attention` gives word `query` of one text, showing `head` on the way.
 
     `x` is what the layer is given for that text, without a batch dimension, and `mask` the mask it is given. With
     a `memory` (cross-attention) keys and values are made from that. Always as at inference: nothing is dropped.
+    `thing` is what sentences call a word.
 
     Raises InputError for a query or head that does not exist or a vector that is not all numbers, ShapeError where
     words, vectors and mask do not fit together, ConfigError as the layer itself does.
@@ -158,28 +162,26 @@ def derive(
     here = (head, 0)
     added = {} if bias is None else {"bias": bias[here]}
     sunk = {} if attention.sinks is None else {"sink": attention.sinks[head]}
+    others = _under_other_scales(attention, s[here], allowed[here], added.get("bias"), sunk.get("sink"))
     tensors: tuple[dict[str, Tensor], ...] = (
         {"x": x} if memory is None else {"x": x, "memory": memory},
         {"values": v[head]},
         {"naive_sum": naive[here]},
         {"query": q[here], "keys": k[head], "scores": s[here]},
-        {
-            "scaled": z[here],
-            **_under_other_scales(attention, s[here], allowed[here], added.get("bias"), sunk.get("sink")),
-        },
+        {"scaled": z[here], **others},
         {"allowed": allowed[here], **added, **sunk, "weights": w[here]},
         {"head_output": o[here]},
         {"all_weights": w[:, 0], "concatenated": o.flatten(), "added": _added(attention, o[:, 0]), "output": y[0]},
     )
     known = {name: tensor for step in tensors for name, tensor in step.items()}
-    told = Teller(known, words, seen_words, query, head, attention.dropout).sentences()
+    told = Teller(known, words, seen_words, query, head, attention.dropout, thing).sentences()
     steps = tuple(
         Step(name, equation, sentence, held, Source.of(*functions))
         for (name, functions), equation, sentence, held in zip(
             STEPS, equations(attention, known, query), told, tensors, strict=True
         )
     )
-    return Derivation(tuple(words), tuple(seen_words), query, head, steps)
+    return Derivation(tuple(words), tuple(seen_words), query, head, steps, thing)
 
 
 def _check_index(what: str, index: int, count: int, things: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clearhead.attention import MultiHeadAttention
 from clearhead.derivation.words import group, label
+from clearhead.errors import counted, several
 from clearhead.positions import Order
 from clearhead.rotary import NormedQueriesAndKeys
 
@@ -56,7 +57,10 @@ def _linears(attention: MultiHeadAttention) -> Iterable[tuple[str, nn.Linear]]:
 
 @dataclass(frozen=True)
 class Teller:
-    """Says the eight sentences of one derivation: word `query` of `words` asks, `seen_words` may answer."""
+    """Says the eight sentences of one derivation: word `query` of `words` asks, `seen_words` may answer.
+
+    `thing` is what a word is called: a word, or the patch of a picture.
+    """
 
     known: Known
     words: Sequence[str]
@@ -64,11 +68,12 @@ class Teller:
     query: int
     head: int
     dropout: float
+    thing: str = "word"
 
     def sentences(self) -> list[str]:
         """Return the sentences in order; who may look nowhere has little to tell."""
         if not self.known["allowed"].any():
-            blind = f"{self.asker} may look at no word: every share is 0, and so is what this head gives it."
+            blind = f"{self.asker} may look at no {self.thing}: every share is 0, and so is what this head gives it."
             return [self.vectors(), self.values(), *[blind] * 5, self.all_heads()]
         return [
             self.vectors(),
@@ -91,27 +96,30 @@ class Teller:
         own = next(places for places in group(self.words) if self.query in places) if seen is x else ()
         others = [j for j in range(len(seen)) if j not in own]
         if not others:
-            return f"{self.asker} is {x.shape[-1]} numbers, and it is the only word."
+            return f"{self.asker} is {x.shape[-1]} numbers, and it is the only {self.thing}."
         cosines = F.cosine_similarity(x[self.query], seen[others], dim=-1)
         return (
-            f"{self.asker} is {x.shape[-1]} numbers; of the other words {self._name(others[int(cosines.argmax())])} "
-            f"points most nearly the same way (cosine {_number(cosines.max())})."
+            f"{self.asker} is {x.shape[-1]} numbers; of the other {several(self.thing)} "
+            f"{self._name(others[int(cosines.argmax())])} points most nearly the same way "
+            f"(cosine {_number(cosines.max())})."
         )
 
     def values(self) -> str:
         lengths = self.known["values"].norm(dim=-1)
         return (
-            f"Head {self.head} makes {self.known['values'].shape[-1]} numbers of each word, its value; the longest is "
-            f"that of {self._name(lengths.argmax())} (length {_number(lengths.max())}), the shortest that of "
-            f"{self._name(lengths.argmin())} ({_number(lengths.min())})."
+            f"Head {self.head} makes {self.known['values'].shape[-1]} numbers of each {self.thing}, its value; the "
+            f"longest is that of {self._name(lengths.argmax())} (length {_number(lengths.max())}), the shortest that "
+            f"of {self._name(lengths.argmin())} ({_number(lengths.min())})."
         )
 
     def naive_sum(self) -> str:
         count = int(self.known["allowed"].sum())
         top = self._name(self.known["weights"].argmax())
+        if count == 1:
+            return f"{self.asker} may look at one {self.thing} alone, {top}: there is nothing to weigh."
         return (
-            f"All {count} words count 1/{count} = {_number(1 / count)}, whoever asks and however they are ordered: "
-            f"{top} can do no more for {self.asker} than for any other word."
+            f"All {counted(count, self.thing)} count 1/{count} = {_number(1 / count)}, whoever asks and however they "
+            f"are ordered: {top} can do no more for {self.asker} than for any other {self.thing}."
         )
 
     def scores(self) -> str:
@@ -136,9 +144,11 @@ class Teller:
         order = weights.argsort(descending=True).tolist()
         others = ", ".join(f"{_number(weights[j])} from {self._name(j)}" for j in order[1:3] if weights[j] > 0)
         alike = math.exp(-(weights * weights.clamp(min=1e-30).log()).sum())
+        spread = _number(alike)
+        things = self.thing if spread == "1" else several(self.thing)
         return (
             f"{self.asker} takes {_number(weights[order[0]])} from {self._name(order[0])}"
-            f"{f', {others}' if others else ''}: as spread out as {_number(alike)} words of equal weight."
+            f"{f', {others}' if others else ''}: as spread out as {spread} {things} of equal weight."
         )
 
     def one_head(self) -> str:
@@ -152,11 +162,12 @@ class Teller:
     def all_heads(self) -> str:
         lengths = self.known["added"].norm(dim=-1)
         rank = f"number {int((lengths > lengths[self.head]).sum()) + 1}"
-        drops = f"While training, each weight is dropped with probability {_number(self.dropout)}"
+        heads = "The one head, its" if len(lengths) == 1 else f"The {len(lengths)} heads, concatenated to"
+        drops = f" While training, each weight is dropped with probability {_number(self.dropout)}; now none is."
         return (
-            f"The {len(lengths)} heads, concatenated to {self.known['concatenated'].numel()} numbers, are projected; "
-            f"head {self.head} adds a vector of length {_number(lengths[self.head])} ({rank} of {len(lengths)}). "
-            f"{drops}; now nothing is dropped."
+            f"{heads} {self.known['concatenated'].numel()} numbers, are projected; "
+            f"head {self.head} adds a vector of length {_number(lengths[self.head])} ({rank} of {len(lengths)})."
+            f"{drops if self.dropout else ''}"
         )
 
     def _name(self, place: Tensor | int) -> str:

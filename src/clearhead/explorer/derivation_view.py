@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from clearhead.derivation import Derivation, Step
 from clearhead.derivation.words import label
+from clearhead.errors import counted
 from clearhead.explorer.colours import colour, letters
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
@@ -43,7 +44,7 @@ def show(derivation: Derivation, console: "Console", *, source: bool = False, he
     from rich.text import Text
 
     asker = label(derivation.words, derivation.query)
-    console.print(Text(f"What {asker} at {derivation.query} takes from each word", style="bold"))
+    console.print(Text(f"What {asker} at {derivation.query} takes from each {derivation.thing}", style="bold"))
     console.print(Text(heading or f"head {derivation.head}"))
     console.print()
     for number, step in enumerate(derivation.steps, 1):
@@ -111,9 +112,9 @@ def _words(derivation: Derivation, *, width: int, bars: bool) -> "Table":
         rows.append([_word(word, weight, shaded=bars), *map(Text, cells), *[_bar(weight)] * bars])
     if left_out := len(weights) - len(listed):
         rest = weights.sum().item() - weights[listed].sum().item()
-        cells = [f"{left_out} others", *[""] * 5, _aligned(rest, 3), "", *[""] * bars]
+        cells = [counted(left_out, "other"), *[""] * 5, _aligned(rest, 3), "", *[""] * bars]
         rows.append([*map(Text, cells)])
-    return _fitted(["word", *TITLES, *[""] * bars], rows, width)
+    return _fitted([derivation.thing, *TITLES, *[""] * bars], rows, width)
 
 
 def _heads(derivation: Derivation, *, width: int, bars: bool) -> "Table":

@@ -6,6 +6,7 @@ At a terminal each character holds two cells, one above the other, in 24-bit col
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from clearhead.errors import counted
 from clearhead.explorer.colours import INK, STEPS, colour, step
 from clearhead.explorer.lines import ACCENT, fitted, line_of, wrap_to
 from clearhead.explorer.view import View, shares
@@ -42,7 +43,7 @@ def grid(view: View, width: int, plain: bool) -> Iterator["Text"]:
     if left_out := len(view.seen.layers) - len(layers):
         yield from fitted(
             (
-                f"{left_out} more layers are not drawn, those whose heads look less hard at another word from here",
+                f"{counted(left_out, 'layer')} not drawn: from here their heads look less hard at {view.another}",
                 "dim",
             ),
             width=width,

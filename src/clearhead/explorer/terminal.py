@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from clearhead.derivation.words import group
+from clearhead.errors import counted
 from clearhead.explorer.colours import INK, colour, letters, step
 from clearhead.explorer.lines import ACCENT, address_of, cut, fitted, line_of, printable, width_of, wrap_to
 from clearhead.explorer.small_maps import grid, legend
@@ -53,7 +54,7 @@ def title(view: View, width: int, plain: bool) -> Iterator["Text"]:
     whole, piece = _whole(view.words, view.query), _name(view.words, view.query)
     piece = "" if piece == whole else f" (from its piece {piece})"
     looks = "looks at in the source" if view.crosses else "looks at"
-    size = f"{len(view.seen.layers)} layers, {n_heads} heads, {count}"
+    size = f"{counted(len(view.seen.layers), 'layer')}, {counted(n_heads, 'head')}, {count}"
     yield from fitted((f"What {whole} {looks}{piece}", "bold"), (size, "dim"), width=width, plain=plain)
 
 
@@ -81,7 +82,7 @@ def sentence(view: View, width: int, plain: bool) -> Iterator["Text"]:
             weight = sum(row.weight for row in left_out)
             share = f"{weight:.2f}".lstrip("0") if weight >= 0.01 else "less than .01"
             count = sum(row.n_tokens for row in left_out)
-            for line in wrap_to(f"  ... {count} tokens with {share} of the weight", width):
+            for line in wrap_to(f"  ... {counted(count, 'token')} with {share} of the weight", width):
                 yield line_of((line, "dim"), plain=plain)
 
 
@@ -143,7 +144,7 @@ def shaded(view: View, n: int, width: int, plain: bool) -> Iterator[Row]:
 
 def links(view: View, width: int, plain: bool) -> Iterator["Text"]:
     """Yield the fewest links of the chosen head that together carry most of the query's weight."""
-    count = "1 link carries" if len(view.links) == 1 else f"{len(view.links)} links carry"
+    count = f"{counted(len(view.links), 'link')} {'carries' if len(view.links) == 1 else 'carry'}"
     total = sum(link.weight for link in view.links)
     yield from fitted(
         (f"{count} {total:.0%} of the weight", "bold"),

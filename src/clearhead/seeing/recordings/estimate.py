@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from clearhead.errors import WatchError
+from clearhead.errors import WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.recordings.keeping import PER_KEY, Keeper, chosen
@@ -42,8 +42,9 @@ class Estimate:
     def __str__(self) -> str:
         """Say it in a sentence, with what to ask for instead where it does not fit."""
         said = (
-            f"{in_words(self.nbytes)} for {self.batch} x {self.n_tokens:,} tokens in {len(self.layers)} layers, "
-            f"{in_words(round(self.per_token))} a token; {in_words(self.available)} can be had. "
+            f"{in_words(self.nbytes)} for {self.batch} x {self.n_tokens:,} tokens in "
+            f"{counted(len(self.layers), 'layer')}, {in_words(round(self.per_token))} a token; "
+            f"{in_words(self.available)} can be had. "
             f"The maps themselves would take {in_words(self.dense)}"
         )
         return said if self.fits else f"{said}. It does not fit: {ADVICE}"

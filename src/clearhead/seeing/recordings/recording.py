@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clearhead.errors import WatchError
+from clearhead.errors import WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call, taken
 from clearhead.seeing.recordings import peers
@@ -93,8 +93,8 @@ class Recording(Summaries):
         notes = f"; notes: {len(self.notes)}, in .notes" if self.notes else ""
         forwards = len(self.forwards)
         return (
-            f"Recording of {len(layers)} layer{'s' * (len(layers) != 1)}, {heads} heads, "
-            f"{forwards} forward{'s' * (forwards != 1)}{sizes}, {in_words(self.nbytes)}{unseen}{notes}"
+            f"Recording of {counted(len(layers), 'layer')}, {counted(heads, 'head')}, "
+            f"{counted(forwards, 'forward')}{sizes}, {in_words(self.nbytes)}{unseen}{notes}"
         )
 
     def index(self, name: str) -> int:
