@@ -21,6 +21,7 @@ from clearhead.atlas.picture import draw
 from clearhead.atlas.shards import State, World, require_same
 from clearhead.atlas.tally import Tally
 from clearhead.checkpoints import find, load
+from clearhead.checkpoints.files import to_disk
 from clearhead.data.text import read_texts
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import InputError, Interrupted, MissingExtra, a, counted
@@ -28,7 +29,7 @@ from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.vit import ViT
 from clearhead.seeing import watch
 from clearhead.training.run import stop_signals
-from clearhead.training.store import force, write
+from clearhead.training.store import write
 
 SAVE_EVERY = 20.0  # seconds: what a killed process has to count again
 
@@ -117,7 +118,7 @@ def _write_parquet(path: Path, table: list[dict[str, Any]], facts: dict[str, Any
     beside = path.with_name(path.name + ".partial")
     columns = pyarrow.Table.from_pylist(table).replace_schema_metadata({"clearhead": json.dumps(facts)})
     pyarrow.parquet.write_table(columns, beside)
-    force(beside)
+    to_disk(beside)
     beside.rename(path)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from clearhead.checkpoints.family import ACTIVATIONS, Family, Field, Json, read_fields, write_fields
+from clearhead.checkpoints.family import ACTIVATIONS, Family, Field, Json, read_fields, with_defaults, write_fields
 from clearhead.checkpoints.mapping import Alias, Ignored, Op, Rule, Table
 from clearhead.errors import CheckpointError
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -55,26 +55,21 @@ SINUSOIDS = Table(
 )
 
 
-def fields(**defaults: Any) -> tuple[Field, ...]:
-    """Return the keys of BART's config that Marian and Whisper have too, with a family's own defaults."""
-    rows = (
-        Field("vocab_size", "vocab_size", 50_265),
-        Field("d_model", "d_model", 1_024),
-        Field("encoder_layers", "n_encoder_layers", 12),
-        Field("decoder_layers", "n_decoder_layers", 12),
-        Field("encoder_attention_heads", "n_heads", 16),
-        Field("encoder_ffn_dim", "d_ff", 4_096),
-        Field("activation_function", "activation", "gelu", ACTIVATIONS),
-        Field("dropout", "dropout", 0.1),
-        Field("attention_dropout", "attention_dropout", 0.0),
-        Field("pad_token_id", "pad_id", 1),
-        Field("decoder_start_token_id", "start_id", 2),
-        Field("eos_token_id", "end_id", 2),
-    )
-    return tuple(replace(row, default=defaults.get(row.ours, row.default)) for row in rows)
-
-
-BART_FIELDS, MARIAN_FIELDS = fields(), fields(vocab_size=58_101, pad_id=58_100, start_id=58_100, end_id=0)
+FIELDS = (  # Whisper has them too
+    Field("vocab_size", "vocab_size", 50_265),
+    Field("d_model", "d_model", 1_024),
+    Field("encoder_layers", "n_encoder_layers", 12),
+    Field("decoder_layers", "n_decoder_layers", 12),
+    Field("encoder_attention_heads", "n_heads", 16),
+    Field("encoder_ffn_dim", "d_ff", 4_096),
+    Field("activation_function", "activation", "gelu", ACTIVATIONS),
+    Field("dropout", "dropout", 0.1),
+    Field("attention_dropout", "attention_dropout", 0.0),
+    Field("pad_token_id", "pad_id", 1),
+    Field("decoder_start_token_id", "start_id", 2),
+    Field("eos_token_id", "end_id", 2),
+)
+MARIAN_FIELDS = with_defaults(FIELDS, vocab_size=58_101, pad_id=58_100, start_id=58_100, end_id=0)
 OTHERS = (Field("max_position_embeddings", "max_len", 1_024), Field("scale_embedding", "scaled", False))
 SETTLED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (True,),
@@ -124,7 +119,7 @@ def read_lengths(config: Json, rows: tuple[Field, ...], settled: Mapping[str, tu
 
 def read_bart(config: Json, architecture: str, names: Collection[str]) -> EncoderDecoderConfig:
     """Return the config of a published BART."""
-    values = read_lengths(config, BART_FIELDS, {"normalize_embedding": (True,)})
+    values = read_lengths(config, FIELDS, {"normalize_embedding": (True,)})
     logit_bias = "final_logits_bias" in names
     return EncoderDecoderConfig(
         **values, positions="learned", first_position=2, embedding_norm=True, logit_bias=logit_bias
@@ -152,7 +147,7 @@ def write_lengths(config: EncoderDecoderConfig, rows: tuple[Field, ...]) -> dict
 
 def write_bart(config: EncoderDecoderConfig) -> dict[str, Any]:
     """Return `config` in BART's words."""
-    return write_lengths(config, BART_FIELDS)
+    return write_lengths(config, FIELDS)
 
 
 def write_marian(config: EncoderDecoderConfig) -> dict[str, Any]:

@@ -108,12 +108,15 @@ def read_values(config: Json, architecture: str, fields: tuple[Field, ...]) -> d
     return {**values, "labels": read_labels(config, architecture)}
 
 
+def pooler(architecture: str, names: Collection[str], prefix: str) -> str | None:
+    """Return how a BERT or a RoBERTa pools: text classifiers always do, others where the file has what for."""
+    there = any(f"{under}pooler.dense.weight" in names for under in ("", prefix))
+    return "tanh" if there or architecture.endswith("ForSequenceClassification") else None
+
+
 def read_config(config: Json, architecture: str, names: Collection[str]) -> BertConfig:
     """Return the config of a published BERT; token classifiers and language models come without a pooler."""
-    pooled = architecture.endswith("ForSequenceClassification") or any(
-        name in names for name in ("pooler.dense.weight", "bert.pooler.dense.weight")
-    )
-    return BertConfig(**read_values(config, architecture, FIELDS), pooler="tanh" if pooled else None)
+    return BertConfig(**read_values(config, architecture, FIELDS), pooler=pooler(architecture, names, "bert."))
 
 
 def write_config(config: BertConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Next: `bert.py`, the first family; a new one is a module like it and a line in `
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ class Field:
     default: Any
     names: Mapping[str, str] | None = None
     optional: type | None = None
+
+
+def with_defaults(fields: tuple[Field, ...], **defaults: Any) -> tuple[Field, ...]:
+    """Return `fields` with what the absence of some means to another family."""
+    return tuple(replace(field, default=defaults.get(field.ours, field.default)) for field in fields)
 
 
 def one_stack(config: Any) -> tuple[int, ...]:

@@ -182,12 +182,12 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in partial.iterdir():
-            _to_disk(path)
+            to_disk(path)
         if folder.exists():
             _merge(partial, folder)
         else:
             partial.rename(folder)
-        _to_disk(folder.parent)
+        to_disk(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -197,13 +197,13 @@ def _merge(partial: Path, folder: Path) -> None:
     small = [path for path in files if path.suffix != ".safetensors"]
     if any(not (folder / p.name).is_file() or (folder / p.name).read_bytes() != p.read_bytes() for p in small):
         (folder / CONFIG).unlink(missing_ok=True)
-        _to_disk(folder)
+        to_disk(folder)
     for path in files:
         path.replace(folder / path.name)
-    _to_disk(folder)
+    to_disk(folder)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Wait until the disk has it: a rename may otherwise survive a power cut that the contents do not."""
     if os.name != "posix":
         return  # Windows cannot be asked

@@ -19,8 +19,8 @@ from clearhead.checkpoints.decoders import (
     write_decoder,
     write_windows,
 )
-from clearhead.checkpoints.family import ACTIVATIONS, Field, Json, read_nested
-from clearhead.checkpoints.llama import BLOCK, FIELDS, LLAMA, tables, with_defaults
+from clearhead.checkpoints.family import ACTIVATIONS, Field, Json, read_nested, with_defaults
+from clearhead.checkpoints.llama import BLOCK, FIELDS, LLAMA, tables
 from clearhead.checkpoints.mapping import Rule, Table
 from clearhead.checkpoints.qwen import QK_NORMS
 from clearhead.errors import CheckpointError

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from clearhead.checkpoints.decoders import RESPELLED, plain, read_decoder, take_rotary, write_decoder
-from clearhead.checkpoints.family import ACTIVATIONS, Family, Field, Json
+from clearhead.checkpoints.family import ACTIVATIONS, Family, Field, Json, with_defaults
 from clearhead.checkpoints.mapping import Alias, Ignored, Rule, Table
 from clearhead.errors import CheckpointError
 from clearhead.models.gpt import GPT, GPTConfig, GPTForCausalLM
@@ -52,11 +52,6 @@ FIELDS = (
     Field("tie_word_embeddings", "tied", False),
 )
 BIASES = (Field("attention_bias", "attention_bias", False), Field("mlp_bias", "mlp_bias", False))
-
-
-def with_defaults(fields: tuple[Field, ...], **defaults: Any) -> tuple[Field, ...]:
-    """Return `fields` with what the absence of some means to another family."""
-    return tuple(replace(field, default=defaults.get(field.ours, field.default)) for field in fields)
 
 
 def tables(trunk: Table) -> dict[Any, Table]:

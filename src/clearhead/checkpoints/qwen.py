@@ -15,8 +15,8 @@ from clearhead.checkpoints.decoders import (
     write_decoder,
     write_windows,
 )
-from clearhead.checkpoints.family import Field, Json
-from clearhead.checkpoints.llama import FIELDS, LLAMA, TRUNK, tables, with_defaults
+from clearhead.checkpoints.family import Field, Json, with_defaults
+from clearhead.checkpoints.llama import FIELDS, LLAMA, TRUNK, tables
 from clearhead.checkpoints.mapping import Rule, Table
 from clearhead.models.gpt import GPT, GPTConfig, GPTForCausalLM
 

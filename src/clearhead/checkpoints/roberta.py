@@ -8,8 +8,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from clearhead.checkpoints.bert import CLASSIFIER, ENCODER, FIELDS, POOLER, read_values
-from clearhead.checkpoints.family import Family, Json, write_fields
+from clearhead.checkpoints.bert import CLASSIFIER, ENCODER, FIELDS, POOLER, pooler, read_values
+from clearhead.checkpoints.family import Family, Json, with_defaults, write_fields
 from clearhead.checkpoints.mapping import Alias, Ignored, Rule, Table
 from clearhead.errors import CheckpointError
 from clearhead.models.bert import (
@@ -40,8 +40,7 @@ TEXT_CLASSIFIER = Table(
     ignored=(Ignored("roberta.pooler.dense.{p}", "left over from pretraining: the classifier has its own"),),
 )
 
-ROBERTA_DEFAULTS = {"vocab_size": 50_265, "pad_id": 1}
-ROBERTA_FIELDS = tuple(replace(f, default=ROBERTA_DEFAULTS.get(f.ours, f.default)) for f in FIELDS)
+ROBERTA_FIELDS = with_defaults(FIELDS, vocab_size=50_265, pad_id=1)
 
 
 def read_config(config: Json, architecture: str, names: Collection[str]) -> BertConfig:
@@ -50,11 +49,8 @@ def read_config(config: Json, architecture: str, names: Collection[str]) -> Bert
     if architecture.endswith("ForMaskedLM") and values["activation"] != "gelu":
         raise CheckpointError(f"hidden_act {config['hidden_act']!r}: a RoBERTa language model's head always uses gelu")
     first = values["pad_id"] + 1
-    pooled = architecture.endswith("ForSequenceClassification") or any(
-        name in names for name in ("pooler.dense.weight", "roberta.pooler.dense.weight")
-    )
     values |= {"first_position": first, "max_len": values["max_len"] - first}
-    return BertConfig(**values, pooler="tanh" if pooled else None)
+    return BertConfig(**values, pooler=pooler(architecture, names, "roberta."))
 
 
 def write_config(config: BertConfig) -> dict[str, Any]:

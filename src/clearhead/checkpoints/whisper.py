@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from clearhead.checkpoints.bart import BART, HALVES, LAYERS, fields, read_alike, write_alike
-from clearhead.checkpoints.family import Field, Json
+from clearhead.checkpoints.bart import BART, FIELDS, HALVES, LAYERS, read_alike, write_alike
+from clearhead.checkpoints.family import Field, Json, with_defaults
 from clearhead.checkpoints.mapping import Alias, Rule, Table
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 
@@ -23,8 +23,9 @@ TRUNK = LAYERS + Table(
 )
 LOGITS = Table(aliases=(Alias("proj_out.weight", "model.decoder.embed_tokens.weight"),))
 
-FIELDS = (
-    *fields(
+WHISPER_FIELDS = (
+    *with_defaults(
+        FIELDS,
         vocab_size=51_865,
         d_model=384,
         n_encoder_layers=4,
@@ -50,7 +51,7 @@ HARMLESS = """
 
 def read_config(config: Json, architecture: str, names: Collection[str]) -> EncoderDecoderConfig:
     """Return the config of a published Whisper."""
-    values = read_alike(config, FIELDS, SETTLED, HARMLESS)
+    values = read_alike(config, WHISPER_FIELDS, SETTLED, HARMLESS)
     parts: dict[str, Any] = {
         "positions": "learned",
         "norms": "before",
@@ -62,7 +63,7 @@ def read_config(config: Json, architecture: str, names: Collection[str]) -> Enco
 
 def write_config(config: EncoderDecoderConfig) -> dict[str, Any]:
     """Return `config` in Whisper's words."""
-    return write_alike(config, FIELDS)
+    return write_alike(config, WHISPER_FIELDS)
 
 
 WHISPER = replace(

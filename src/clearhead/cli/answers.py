@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from clearhead.cli.arguments import Choosing
 from clearhead.cli.opening import open_for
@@ -71,15 +70,12 @@ class Writer:
         assert isinstance(model, GPTForCausalLM | EncoderDecoder)
         self.tokenizer, self.config = Tokenizer.load(folder), model.config
         self.continues = isinstance(model, GPTForCausalLM)
-        self.model: nn.Module
         self.ends = end_tokens(folder)
         self.never: tuple[Adjust, ...] = ()
         if isinstance(model, EncoderDecoder):
             self.ends |= {model.config.end_id}
             self.never = (Never({model.config.pad_id} - self.ends),)  # some are trained to begin with it
-            self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
-        else:
-            self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
+        self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
         if dtype != "fp32" and self.model is model:
             note(f"not in {dtype}: {what_runs}")
 

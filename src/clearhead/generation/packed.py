@@ -31,7 +31,7 @@ from clearhead.generation.linear import MakeLinear
 from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.models.gpt import GPTForCausalLM
 
-Model = TypeVar("Model", GPTForCausalLM, EncoderDecoder)
+Model = TypeVar("Model", bound=GPTForCausalLM | EncoderDecoder)
 
 
 class PackedAttention(MultiHeadAttention):
@@ -93,7 +93,8 @@ def rebuilt(model: Model, linear: MakeLinear) -> Model:
         for (module, name, _), layer in zip(makers, made):
             setattr(module, name, layer)
     twin.register_state_dict_pre_hook(refuse_to_save)  # type: ignore[no-untyped-call]  # torch's
-    return twin.train(model.training)
+    twin.train(model.training)
+    return twin
 
 
 def refuse_to_save(*_: object) -> None:

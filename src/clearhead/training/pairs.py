@@ -13,22 +13,17 @@ from clearhead.models.encoder_decoder import EncoderDecoder
 from clearhead.training.objectives import SequenceToSequence
 from clearhead.training.recipe import Recipe
 from clearhead.training.task import DataSet, Task
-from clearhead.training.texts import require_fit
+from clearhead.training.texts import require_fit, tokenized
 
 
 def build_pairs(files: tuple[str, ...], folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> DataSet:
     """Read and tokenize the pairs of files below `folder`; one tokenizer is for both sides."""
     examples = [example for name in files for example in read_examples(folder / name, recipe.data.columns)]
-    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
-    n_truncated = 0
-    for start in range(0, len(examples), 1_000):  # an Encoded is large: keep only its ids
-        some = examples[start : start + 1_000]
-        for side, texts in zip(sides, ([each.text for each in some], [each.target_text for each in some])):
-            encoded = tokenizer.encode_many(texts, max_len=recipe.data.max_len)
-            side += [row.ids for row in encoded]
-            n_truncated += sum(row.truncated > 0 for row in encoded)
-    digest = hashlib.sha256(repr(sides).encode()).hexdigest()
-    rows = Pairs(sources=sides[0], answers=sides[1], pad_id=tokenizer.pad_id)
+    sources, cut = tokenized([example.text for example in examples], recipe, tokenizer)
+    answers, cut_too = tokenized([example.target_text for example in examples], recipe, tokenizer)
+    digest = hashlib.sha256(repr((sources, answers)).encode()).hexdigest()
+    rows = Pairs(sources=sources, answers=answers, pad_id=tokenizer.pad_id)
+    n_truncated = cut + cut_too
     note = f"{n_truncated:,} of {2 * len(examples):,} texts cut at max_len" if n_truncated else ""
     return DataSet(rows=rows, digest=digest, note=note)
 

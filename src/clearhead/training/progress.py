@@ -23,20 +23,16 @@ class Progress(Protocol):
 
 @contextmanager
 def progress(done: int, n_steps: int) -> Iterator[Progress]:
-    """Show progress on standard error: rich's bar in a terminal that has it, plain lines otherwise."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
-    except ImportError:
+    """Show progress on standard error: a bar in a terminal, plain lines otherwise."""
+    if sys.stderr is None or not sys.stderr.isatty():  # FORCE_COLOR makes a terminal of a log in rich's eyes
         yield PlainLines()
         return
-    console = Console(stderr=True)
-    if not console.file.isatty():  # FORCE_COLOR makes a terminal of a log in rich's eyes
-        yield PlainLines()
-        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, console=console) as bar:
+    with Bar(*columns, console=Console(stderr=True)) as bar:
         yield RichBar(bar, bar.add_task("", completed=done, total=n_steps))
 
 

@@ -5,7 +5,6 @@ there, whole. Used by `run.py` alone.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clearhead.checkpoints.files import to_disk
 from clearhead.errors import TrainingError
 
 
@@ -92,9 +92,9 @@ class RunFolder:
         save_file({name: x.contiguous() for name, x in tensors.items()}, partial / "tensors.safetensors")
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         for path in (*partial.iterdir(), partial, *([self.metrics] if self.metrics.exists() else [])):
-            force(path)
+            to_disk(path)
         partial.rename(complete)
-        force(self.state)
+        to_disk(self.state)
         for old in self._complete():
             if old != complete:
                 shutil.rmtree(old)
@@ -136,15 +136,6 @@ def write(path: Path, text: str) -> None:
     """Replace a file's contents in one moment."""
     beside = path.with_name(path.name + ".partial")
     beside.write_text(text, encoding="utf-8")
-    force(beside)
+    to_disk(beside)
     beside.rename(path)
-    force(path.parent)
-
-
-def force(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    to_disk(path.parent)

@@ -22,13 +22,7 @@ from clearhead.training.task import DataSet, Task
 def build_rows(files: tuple[str, ...], folder: Path, recipe: Recipe, tokenizer: Tokenizer) -> DataSet:
     """Read and tokenize files below `folder`: examples, or the lines of a .txt file where no target is needed."""
     examples = [example for name in files for example in _read(folder / name, recipe.data, recipe.model.labels)]
-    tokens: list[list[int]] = []
-    n_truncated = 0
-    for start in range(0, len(examples), 1_000):  # an Encoded is large: keep only its ids
-        texts = [example.text for example in examples[start : start + 1_000]]
-        encoded = tokenizer.encode_many(texts, max_len=recipe.data.max_len)
-        tokens += [row.ids for row in encoded]
-        n_truncated += sum(row.truncated > 0 for row in encoded)
+    tokens, n_truncated = tokenized([example.text for example in examples], recipe, tokenizer)
     targets = weights = None
     if recipe.data.columns.targets:  # of no examples too, each has as many numbers as there are labels
         targets = torch.tensor([e.target for e in examples]).reshape(len(examples), len(recipe.model.labels))
@@ -42,6 +36,17 @@ def build_rows(files: tuple[str, ...], folder: Path, recipe: Recipe, tokenizer: 
     rows = Rows(tokens=tokens, pad_id=tokenizer.pad_id, targets=targets, weights=weights)
     note = f"{n_truncated:,} of {len(tokens):,} texts cut at max_len" if n_truncated else ""
     return DataSet(rows=rows, digest=digest.hexdigest(), note=note)
+
+
+def tokenized(texts: list[str], recipe: Recipe, tokenizer: Tokenizer) -> tuple[list[list[int]], int]:
+    """Return the ids of every text, and how many texts were cut at max_len."""
+    ids: list[list[int]] = []
+    n_truncated = 0
+    for start in range(0, len(texts), 1_000):  # an Encoded is large: keep only its ids
+        encoded = tokenizer.encode_many(texts[start : start + 1_000], max_len=recipe.data.max_len)
+        ids += [row.ids for row in encoded]
+        n_truncated += sum(row.truncated > 0 for row in encoded)
+    return ids, n_truncated
 
 
 def _read(path: Path, section: DataSection, labels: tuple[str, ...]) -> list[Example]:
