@@ -76,8 +76,8 @@ class NormedQueriesAndKeys(Order):
         k: Float[Tensor, "batch kv_heads time d_head"],
         positions: Int[Tensor, "#batch time"],
     ) -> tuple[Float[Tensor, "batch heads time d_head"], Float[Tensor, "batch kv_heads time d_head"]]:
-        """Return q and k normalised, then turned."""
-        return self.then.turn(self.q_norm(q), self.k_norm(k), positions)
+        """Return q and k normalised, then turned; in their own dtype, though under autocast the norms' is float32."""
+        return self.then.turn(self.q_norm(q).to(q), self.k_norm(k).to(k), positions)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -142,6 +142,13 @@ def test_folders_and_other_files_that_do_not_fit_are_refused(images: np.ndarray,
     (tmp_path / "x.txt").touch()
     with pytest.raises(InputError, match=r"expected a folder with one subfolder a label, an idx3 file or a \.npz file"):
         read_pictures(tmp_path / "x.txt", GREY, LABELS)
+    with (tmp_path / "x.npz").open("wb") as file:
+        np.save(file, np.zeros((2, 4, 4), np.uint8))
+    with pytest.raises(InputError, match=r"x\.npz cannot be read: a single array"):
+        read_pictures(tmp_path / "x.npz", GREY, LABELS)
+    np.savez(tmp_path / "x.npz", images=np.zeros((0, 4, 4), np.uint8), targets=np.zeros((0, 3)))
+    with pytest.raises(InputError, match=r"x\.npz holds no picture"):
+        read_pictures(tmp_path / "x.npz", GREY, LABELS)
     (tmp_path / "x.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match="cannot be read"):
         read_pictures(tmp_path / "x.npz", GREY, LABELS)

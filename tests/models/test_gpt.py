@@ -56,6 +56,15 @@ def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens.masked_fill(torch.arange(max(lengths)) < starts[:, None], 0), starts
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_gpt_can_be_trained_in_bfloat16(name: str) -> None:
+    model, (tokens, _) = build(replace(CONFIGS[name], sinks=True)), texts(12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(tokens)
+    (scores.float().logsumexp(-1) - scores.float().mean(-1)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 # ---------------------------------------------------------------- reading from left to right
 
 

@@ -80,6 +80,8 @@ def read_pictures(path: Path, processor: ImageProcessor, labels: Sequence[str]) 
         raise InputError(f"{path}: expected a folder with one subfolder a label, an idx3 file or a .npz file")
     if len(pixels) != len(targets):
         raise InputError(f"{path}: {len(pixels)} pictures, but {len(targets)} labels")
+    if not len(pixels):
+        raise InputError(f"{path} holds no picture")
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
     as_they_are = (processor.n_channels, *(processor.size or ()))
     if not path.is_dir() and (processor.crop is not None or tuple(pixels.shape[1:]) != as_they_are):
@@ -118,7 +120,9 @@ def _of_arrays(path: Path, labels: Sequence[str]) -> tuple[Tensor, Tensor]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        if isinstance(opened := np.load(path, allow_pickle=False), np.ndarray):
+            raise ValueError("a single array, as .npy files hold")
+        with opened as file:
             arrays: dict[str, Any] = {name: file[name] for name in ("images", "labels", "targets") if name in file}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
