@@ -22,17 +22,16 @@ class Recipe:
     labels: tuple[str, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    sizes: dict[str, int] = field(default_factory=dict)
     optimizer: Optimizer = field(default_factory=Optimizer)
 
 
 def test_values_arrive_in_their_declared_types() -> None:
     built = build_config(
         Recipe,
-        {"name": "a", "labels": ["x", "y"], "sizes": {"w": 2}, "optimizer": {"lr": 1, "betas": [0, 1.0]}},
+        {"name": "a", "labels": ["x", "y"], "optimizer": {"lr": 1, "betas": [0, 1.0]}},
         where="r.toml",
     )
-    assert built == Recipe(name="a", labels=("x", "y"), sizes={"w": 2}, optimizer=Optimizer(lr=1.0, betas=(0.0, 1.0)))
+    assert built == Recipe(name="a", labels=("x", "y"), optimizer=Optimizer(lr=1.0, betas=(0.0, 1.0)))
     assert isinstance(built.optimizer.lr, float) and isinstance(built.optimizer.betas[0], float)
 
 
@@ -51,7 +50,6 @@ def test_values_arrive_in_their_declared_types() -> None:
         ({"name": "a", "optimizer": {"betas": [0.9]}}, "optimizer: betas: expected 2 values, got 1"),
         ({"name": "a", "optimizer": {"lr": "fast"}}, "optimizer: lr: expected float, got 'fast'"),
         ({"name": "a", "optimizer": {"lrr": 1}}, "optimizer: unknown key 'lrr'; did you mean 'lr'"),
-        ({"name": "a", "sizes": {"w": "big"}}, "sizes.w: expected int, got 'big'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values: dict[str, object], message: str) -> None:

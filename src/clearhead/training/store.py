@@ -5,6 +5,7 @@ there, whole. Used by `run.py` alone.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
