@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from measure import interleaved, machine, peer, report
+from measure import finished, interleaved, machine, peer, report
 from torch import Tensor, nn
 
 from clearhead.models.bert import Bert, BertConfig
@@ -144,16 +144,8 @@ def timed(
     calls: dict[str, Callable[[], Tensor]], baseline: str, work: int, unit: str, asked: argparse.Namespace
 ) -> None:
     """Time the contestants in turn, each to the moment the device is done."""
-
-    def waiting(call: Callable[[], Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            call()
-            if asked.device == "cuda":
-                torch.cuda.synchronize()
-
-        return run
-
-    seconds = interleaved({name: waiting(call) for name, call in calls.items()}, asked.rounds)
+    device = torch.device(asked.device)
+    seconds = interleaved({name: finished(call, device) for name, call in calls.items()}, asked.rounds)
     report(seconds, baseline, work, unit, {})
 
 

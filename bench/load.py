@@ -15,9 +15,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from measure import machine, peer, ratios, spawned
+from measure import in_turn, machine, peer, ratios, spawned
 
 from clearhead.checkpoints import find
 
@@ -104,15 +105,8 @@ def publish(kind: str, folder: str, shard_size: str) -> None:
 
 
 def table(title: str, ways: dict[str, list[str]], baseline: str, rounds: int) -> None:
-    """Run every way in turn, the first turn thrown away, and print a line for each."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    memory: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(-1, rounds):
-        for name, way in ways.items():
-            took, held = run(way)
-            if turn >= 0:
-                seconds[name].append(took)
-                memory[name].append(held)
+    """Run every way in turn and print a line for each."""
+    seconds, memory = in_turn(ways, run, rounds)
     print(f"\n{title}\n{'':20}  {'seconds':>7}  {'MiB':>6}  {'of baseline':>11}  {'(min-max)':>11}")
     for name in ways:
         middle, low, high = (1 / each for each in ratios(seconds, name, baseline))
@@ -120,7 +114,7 @@ def table(title: str, ways: dict[str, list[str]], baseline: str, rounds: int) ->
         print(f"{name:20}  {took:7.3f}  {held:6.0f}  {middle:10.2f}x  ({high:4.2f}-{low:4.2f})")
 
 
-def run(way: list[str]) -> tuple[float, float]:
+def run(way: Sequence[str]) -> tuple[float, float]:
     """Return what the process measured of itself, or else its whole time and the most it held, in MiB."""
     took, held, said = spawned(way)
     measured = next((line.split()[1:] for line in said.splitlines() if line.startswith("MEASURED")), None)

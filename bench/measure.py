@@ -50,6 +50,35 @@ def spawned(way: Sequence[str]) -> tuple[float, float, str]:
     return took, usage.ru_maxrss / 1024, said
 
 
+def in_turn(
+    ways: Mapping[str, Sequence[str]], run: Callable[[Sequence[str]], tuple[float, float]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return what `run` says of every way in every round, seconds and MiB.
+
+    A first round, which fills the file cache, is thrown away.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, rounds):
+        for name, way in ways.items():
+            took, held = run(way)
+            if turn >= 0:
+                seconds[name].append(took)
+                memory[name].append(held)
+    return seconds, memory
+
+
+def finished(call: Callable[[], Any], device: torch.device) -> Callable[[], None]:
+    """Return `call`, waiting until a GPU is done."""
+
+    def run() -> None:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
 def ratios(seconds: Mapping[str, Sequence[float]], name: str, baseline: str) -> tuple[float, float, float]:
     """Return how many times faster than `baseline` `name` ran: median, smallest and largest over the rounds."""
     each = [slow / fast for slow, fast in zip(seconds[baseline], seconds[name], strict=True)]

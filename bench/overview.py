@@ -10,12 +10,10 @@ choice of kernel; `forward / pooled` above 1 means that the overviews of all hea
 import argparse
 import itertools
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from measure import interleaved, machine, ratios
+from measure import finished, interleaved, machine, ratios
 from torch import Tensor, nn
 
 import clearhead
@@ -31,17 +29,6 @@ class Fused(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-
-
-def finished(call: Callable[[], object]) -> Callable[[], None]:
-    """Return `call`, waiting until the GPU is done."""
-
-    def run() -> None:
-        call()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-
-    return run
 
 
 def check(seen: Recording, q: Tensor, k: Tensor, size: int, causal: bool) -> float:
@@ -67,8 +54,8 @@ def measure(n_tokens: int, n_heads: int, size: int, rounds: int) -> None:
             model(q, k, v, causal)
         error = check(seen, q, k, size, causal)
         calls = {
-            "forward": finished(lambda causal=causal: model(q, k, v, causal)),
-            "pooled": finished(lambda seen=seen: seen.overview(0, size=size)),
+            "forward": finished(lambda causal=causal: model(q, k, v, causal), DEVICE),
+            "pooled": finished(lambda seen=seen: seen.overview(0, size=size), DEVICE),
         }
         for call in calls.values():
             call()
@@ -92,13 +79,10 @@ def parts(seen: Recording, n_tokens: int, rounds: int) -> None:
         "entropy": lambda: seen.entropy(0),
         "received": lambda: seen.received(0),
     }
-    for name, call in asked.items():
-        run, times = finished(call), []
-        run()
-        for _ in range(rounds):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
+    calls = {name: finished(call, DEVICE) for name, call in asked.items()}
+    for call in calls.values():
+        call()
+    for name, times in interleaved(calls, rounds).items():
         low, middle, high = min(times), statistics.median(times), max(times)
         print(f"{'':15}  {name:18} {1e3 * middle:9.3f} ms ({1e3 * low:.3f}-{1e3 * high:.3f})")
 

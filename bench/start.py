@@ -9,8 +9,9 @@ is shown beside them, because it is most of what is left. Memory is the largest 
 import argparse
 import statistics
 import sys
+from collections.abc import Sequence
 
-from measure import machine, peer, ratios, spawned
+from measure import in_turn, machine, peer, ratios, spawned
 
 from clearhead.checkpoints import find
 
@@ -42,14 +43,7 @@ def main() -> None:
     }
     if peer("transformers", "transformers"):
         ways[THEIRS] = ["-c", PIPELINE.format(folder=folder)]
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    memory: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(-1, asked.rounds):  # the first turn fills the file cache and is thrown away
-        for name, way in ways.items():
-            took, peak = run(way)
-            if turn >= 0:
-                seconds[name].append(took)
-                memory[name].append(peak)
+    seconds, memory = in_turn(ways, run, asked.rounds)
     print(f"{'':24}  {'seconds':>7}  {'peak MiB':>8}  {'of theirs':>9}  {'(min-max)':>11}")
     for name in ways:
         line = f"{name:24}  {statistics.median(seconds[name]):7.2f}  {statistics.median(memory[name]):8.0f}"
@@ -59,7 +53,7 @@ def main() -> None:
         print(line)
 
 
-def run(way: list[str]) -> tuple[float, float]:
+def run(way: Sequence[str]) -> tuple[float, float]:
     """Return the seconds and the peak MiB of a process that answered."""
     took, held, answer = spawned(way)
     if not (answer.strip() or "import torch" in way[1]):
