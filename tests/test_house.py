@@ -117,6 +117,13 @@ def test_public_names_are_the_promised_ones() -> None:
     assert sorted(getattr(clearhead, "__all__", [])) == sorted(PUBLIC)
 
 
+def test_the_reference_has_every_public_name_and_no_other() -> None:
+    named = re.findall(r"^::: (clearhead[\w.]*)\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert {name for home, name in named if home == "clearhead"} == set(PUBLIC)
+    for home, name in named:
+        assert hasattr(importlib.import_module(home), name), f"{home} has no {name}"
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_resolves_and_says_what_it_is(name: str) -> None:
     promised = getattr(clearhead, name)
