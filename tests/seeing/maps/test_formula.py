@@ -14,7 +14,7 @@ from clearhead.attention import Mask, attend, attention_map
 from clearhead.errors import WatchError
 from clearhead.seeing import Recording, watch
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula, pyramid, tiles
+from clearhead.seeing.maps import formula, products, pyramid
 from clearhead.seeing.rule import Rule
 
 MASKS: dict[str, Callable[[int, int], Mask]] = {
@@ -189,7 +189,7 @@ def test_a_long_text_is_swept_in_small_tiles(monkeypatch: pytest.MonkeyPatch) ->
     overview = seen.overview(0, 1, size=8)
     monkeypatch.undo()
     assert overview.sum().item() == pytest.approx(6000, abs=0.1)
-    assert 0 < largest <= tiles.ROOM["cpu"][0] < 6000 * 6000
+    assert 0 < largest <= products.ROOM["cpu"][0] < 6000 * 6000
     rows = seen.map(0, 1, range(5250, 6000)).double()
     assert overview[-1] == pytest.approx(rows.unflatten(1, (8, 750)).sum((0, 2)).float(), abs=1e-3)
 

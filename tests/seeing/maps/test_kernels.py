@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import pyramid, sight, tiles
+from clearhead.seeing.maps import products, pyramid, sight, tiles
 from clearhead.seeing.rule import Rule
 from seeing.dense import call
 
@@ -67,7 +67,7 @@ def test_the_kernel_pools_what_the_formula_says(
     )
     how = {**how, "scale": 0.3, "kv_of": torch.tensor([0, 1, 1], dtype=torch.int32)}
     if "hidden" in how:
-        how["hidden"] = torch.where(torch.rand(1, sizes[1]) < how["hidden"], tiles.NEVER, 0.0)
+        how["hidden"] = torch.where(torch.rand(1, sizes[1]) < how["hidden"], products.NEVER, 0.0)
     there = {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in how.items()}
     have = kernels.pooled(q.to(DEVICE), k.to(DEVICE), lse.to(DEVICE), size, **there).cpu().double()
     want = reference(q, k, lse, size, how)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from clearhead.attention import Mask, attend, attention_map
 from clearhead.seeing import Recording, watch
-from clearhead.seeing.maps import tiles
+from clearhead.seeing.maps import products
 
 MASKS = {
     "everywhere": Mask(),
@@ -31,12 +31,12 @@ def see(q: Tensor, k: Tensor, mask: Mask) -> Recording:
     return seen
 
 
-@pytest.mark.parametrize("room", [tiles.ROOM["cpu"], (300, 17)])
+@pytest.mark.parametrize("room", [products.ROOM["cpu"], (300, 17)])
 @pytest.mark.parametrize("mask", MASKS)
 def test_statistics_equal_those_of_the_dense_map(
     mask: str, room: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tiles.ROOM, "cpu", room)  # the second: one head, a few rows and 17 keys at a time
+    monkeypatch.setitem(products.ROOM, "cpu", room)  # the second: one head, a few rows and 17 keys at a time
     q, k = 3 * torch.randn(2, 3, 40, 8), torch.randn(2, 3, 40, 8)
     seen, dense = see(q, k, MASKS[mask]), attention_map(q.double(), k.double(), MASKS[mask])[1]
     assert seen.entropy(0, batch=1).double() == pytest.approx(torch.special.entr(dense).sum(-1), abs=1e-5)

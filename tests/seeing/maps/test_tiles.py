@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula, habits, pyramid, rollout, sight, statistics, tiles
+from clearhead.seeing.maps import formula, habits, products, pyramid, rollout, sight, statistics, tiles
 from clearhead.seeing.rule import Rule
 from seeing.dense import call, dense, rules
 
@@ -21,7 +21,7 @@ SIZES = [(12, 12), (9, 14), (14, 9)]
 
 @pytest.fixture(params=[(2**18, 1024), (60, 5)], ids=["one tile", "small tiles"])
 def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiles.ROOM, "cpu", request.param)
+    monkeypatch.setitem(products.ROOM, "cpu", request.param)
 
 
 def close(have: Tensor, want: Tensor, within: float = 2e-5) -> None:
@@ -119,7 +119,7 @@ def test_any_stretch_of_keys_is_swept_once_and_pooled_exactly(
     inside = None if keys is None else torch.tensor([[min(at, n_keys) for at in keys]])
     one = call(Rule(reach=reach, since=since, keys=inside), n_queries, n_keys)
     weights = dense(one).weights[0]
-    before, tiles.ROOM["cpu"] = tiles.ROOM["cpu"], (70, 6)
+    before, products.ROOM["cpu"] = products.ROOM["cpu"], (70, 6)
     try:
         close(whole(one, 0), weights)
         row_cuts, col_cuts = pyramid.cuts(n_queries, size), pyramid.cuts(n_keys, size)
@@ -127,7 +127,7 @@ def test_any_stretch_of_keys_is_swept_once_and_pooled_exactly(
             have = pyramid.pooled(one, 0, HEADS, row_cuts, col_cuts, mode=mode)  # type: ignore[arg-type]
             close(have, blocks(weights, row_cuts, col_cuts, mode))
     finally:
-        tiles.ROOM["cpu"] = before
+        products.ROOM["cpu"] = before
 
 
 @pytest.mark.parametrize("mode", ["sum", "max"])

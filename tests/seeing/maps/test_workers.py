@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula, habits, pyramid, rollout, statistics, tiles, workers
+from clearhead.seeing.maps import formula, habits, products, pyramid, rollout, statistics, tiles, workers
 from clearhead.seeing.maps.products import full_precision
 from clearhead.seeing.rule import Rule
 from seeing.dense import call, rules
@@ -44,7 +44,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
         return multiply(*args, **rest)
 
     monkeypatch.setattr(tiles, "MANY", 0)
-    monkeypatch.setitem(tiles.ROOM, "cpu", (2**12, 64))  # one head a tile
+    monkeypatch.setitem(products.ROOM, "cpu", (2**12, 64))  # one head a tile
     monkeypatch.setattr(torch, "bmm", watched)
     torch.set_num_threads(3)
     yield seen
@@ -97,7 +97,7 @@ def test_numbers_are_the_same_under_autocast(asked: str, threads: set[int]) -> N
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_only_the_caller_queues_work(threads: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiles.ROOM, "cuda", (2**12, 64))
+    monkeypatch.setitem(products.ROOM, "cuda", (2**12, 64))
     one = call(Rule(), 120, 120)
     one.q, one.k = one.q.cuda(), one.k.cuda()
     formula._swept(one, 0)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clearhead.errors import ShapeError, WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula
+from clearhead.seeing.maps import formula, products
 from clearhead.seeing.recordings.recording import Recording
 
 Places = int | slice | Sequence[int] | None
@@ -122,7 +122,7 @@ def positions(which: Places, n: int) -> list[int]:
 def apply(edits: Sequence[Edit], site: Site) -> tuple[Float[Tensor, "batch heads query d_value"] | None, list[Edit]]:
     """Return what the heads give after `edits`, None for no change, and which edits found their place here."""
     out = site.out.clone()  # in its own layout, so that what follows runs the same kernels
-    with formula.full_precision():
+    with products.full_precision():
         done: list[Edit] = [*_mix([edit for edit in edits if isinstance(edit, Replace | Cut)], site, out)]
         done += _patch([edit for edit in edits if isinstance(edit, Patch)], site, out)
         done += _switch_off([edit for edit in edits if isinstance(edit, SwitchOff)], site, out)

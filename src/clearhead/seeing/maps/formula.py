@@ -14,8 +14,7 @@ from torch import Tensor
 
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import products, sight, workers
-from clearhead.seeing.maps.products import LOG2E, NEVER
-from clearhead.seeing.maps.products import full_precision as full_precision
+from clearhead.seeing.maps.products import LOG2E, NEVER, full_precision
 
 TILE = 2**22  # numbers in one tile of a sweep: 16 MiB in float32, more gains nothing on a CPU
 TOO_LARGE = 1e4  # float32 next to a log-sum-exp of this size is off by 5e-4: normalise again, in two parts

@@ -28,7 +28,7 @@ from torch import Tensor
 from clearhead.errors import WatchError
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula, sight, tiles
+from clearhead.seeing.maps import formula, products, sight, tiles
 
 Mode = Literal["sum", "max"]
 
@@ -151,20 +151,20 @@ def _in_one_pass(
     from clearhead.seeing.maps import kernels
 
     index = torch.tensor(list(heads), device=call.q.device)
-    lse, hidden = peak[index] * tiles.LOG2E, part.factor
+    lse, hidden = peak[index] * products.LOG2E, part.factor
     if part.counted is not None:
-        lse = lse.masked_fill(~part.counted, -tiles.NEVER)
+        lse = lse.masked_fill(~part.counted, -products.NEVER)
     if rule.tables:  # what hides keys from every query
         keys = sight.seen_keys(call, batch, heads)
         blank = torch.zeros(keys.shape, device=index.device) if hidden is None else hidden.expand(len(heads), -1)
-        hidden = blank.masked_fill(~keys, tiles.NEVER)
+        hidden = blank.masked_fill(~keys, products.NEVER)
     run = partial(
         kernels.pooled,
         call.q[batch][index],
         call.k[batch],
         lse,
         size,
-        scale=call.scale * tiles.LOG2E,
+        scale=call.scale * products.LOG2E,
         kv_of=torch.tensor([call.kv_of[h] for h in heads], device=index.device, dtype=torch.int32),
         reach=rule.reach,
         since=rule.since,

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula, pyramid, tiles
+from clearhead.seeing.maps import products, pyramid, tiles
 
 By = Literal["weights", "gradient"]
 
@@ -42,7 +42,7 @@ def rows(
         moved = torch.zeros_like(found)
         for tile in tiles.sweep(call, batch, range(len(call.heads)), tiles.Part(gradient=by == "gradient")):
             weights = tile.weights.clamp_(min=0) if by == "gradient" else tile.weights
-            with formula.full_precision():
+            with products.full_precision():
                 moved[:, tile.cols] += found[:, tile.rows] @ weights.sum(0)
         moved /= len(call.heads)
         found = found + moved if by == "gradient" else RESIDUAL * found + (1 - RESIDUAL) * moved
@@ -58,5 +58,5 @@ def overview(
     places = torch.arange(n, device=device)
     member = ((places >= ends[:-1, None]) & (places < ends[1:, None])).to(calls[0].exact)
     found = rows(calls, batch, member, by)
-    with formula.full_precision():
+    with products.full_precision():
         return found @ member.mT

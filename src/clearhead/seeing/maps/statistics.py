@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula, sight, tiles
+from clearhead.seeing.maps import formula, products, sight, tiles
 
-LN2 = 1 / tiles.LOG2E
+LN2 = 1 / products.LOG2E
 WIDE_ENOUGH = 0.25  # a key seen by fewer of the queries than this is never called a sink: too few to average over
 
 

@@ -17,10 +17,7 @@ from torch import Tensor
 
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import formula, products, sight, weighing, workers
-from clearhead.seeing.maps.products import LOG2E as LOG2E
-from clearhead.seeing.maps.products import NEVER as NEVER
-from clearhead.seeing.maps.products import ROOM as ROOM
-from clearhead.seeing.maps.products import Band
+from clearhead.seeing.maps.products import LOG2E, NEVER, Band
 
 MANY = 2**22  # weights from which several threads are worth starting: 4 ms of one
 
@@ -83,7 +80,7 @@ def sweep(call: Call, batch: int, heads: Sequence[int], part: Part = WHOLE, *, l
     """Go once through every weight of `heads` (rows of `call.q`) that is not hidden by the rule."""
     for stream in _streams(call, batch, heads, part, logs):
         while True:
-            with formula.full_precision():  # while a tile is computed, not while the caller is at it
+            with products.full_precision():  # while a tile is computed, not while the caller is at it
                 tile = next(stream, None)
             if tile is None:
                 break
@@ -102,7 +99,7 @@ def each(
     streams = _streams(call, batch, heads, part, logs)
     rows, cols = part.places(call)
     many = len(heads) * len(rows) * len(cols) >= MANY
-    with formula.full_precision():
+    with products.full_precision():
         workers.drain(streams, do, alone=not many or call.q.device.type != "cpu")
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.maps import formula
+from clearhead.seeing.maps import products
 
 Of = Literal["weights", "values", "gradient"] | Tensor
 Places = tuple[slice, slice] | tuple[Tensor, Tensor]
@@ -51,7 +51,7 @@ class ByWeight:
 
     def tile(self, rows: slice | Tensor, cols: slice | Tensor) -> Float[Tensor, "heads rows cols"]:
         """Return the derivatives by the weights of queries `rows` on keys `cols`."""
-        with formula.full_precision():
+        with products.full_precision():
             return self.gradient[:, rows] @ self.v[:, :, cols]
 
 
@@ -77,5 +77,5 @@ def lengths(call: Call, batch: int, heads: Sequence[int], of: Of) -> Float[Tenso
             f"{call.n_heads * width}), as the weight of nn.Linear; got {tuple(projection.shape)}"
         )
     blocks = projection.detach().to(v).reshape(-1, call.n_heads, width)
-    with formula.full_precision():
+    with products.full_precision():
         return torch.stack([(one @ blocks[:, call.heads[h]].mT).norm(dim=-1) for one, h in zip(v, heads)])
