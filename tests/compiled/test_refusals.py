@@ -1,5 +1,6 @@
 """What a user meets when tensors do not fit; elsewhere the test run's own shape checks stand in front of these."""
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassificatio
 from clearhead.seeing import Recording, edit, effect, estimate, watch
 
 Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 6, 8)
+BERT = BertConfig(vocab_size=50, d_model=32, n_heads=4, n_layers=2, d_ff=64)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_what_edit_and_effect_do_not_know_is_refused_with_what_they_do() -> None
 
 @pytest.fixture(scope="module")
 def seen() -> Recording:
-    model = Bert(BertConfig(vocab_size=50, d_model=32, n_heads=4, n_layers=2, d_ff=64)).eval()
+    model = Bert(BERT).eval()
     with torch.no_grad(), watch(model, values=True) as seen:
         model(torch.arange(12).reshape(2, 6))
     return seen
@@ -118,3 +120,40 @@ def test_positions_from_the_end_are_marks_too(seen: Recording) -> None:
     last = seen.heads(separators=[-1])
     assert last == seen.heads(separators=[5]) and last[0].separator > 0
     assert seen.strongest(300, without=[-1, 99]) == seen.strongest(300, without=[5])
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda change: change.switch_off(1.0), "layer= expects a whole number, got 1.0"),
+        (lambda change: change.switch_off(0, slice(0, 1)), "head= expects a whole number, got slice"),
+        (lambda change: change.switch_off(0, 0, batch=True), "batch= expects a whole number, got True"),
+        (lambda change: change.cut(0, 0, 1.5, 0), "query= expects a whole number, got 1.5"),
+        (lambda change: change.cut(0, 0, 0, torch.ones(6).bool()), "key= expects whole numbers in a list"),
+        (lambda change: change.cut(0, 0, 0, slice("a")), "key= expects a slice of whole numbers"),
+        (lambda change: change.replace(0, 0, [[1]]), r"pattern= expects a tensor of queries x keys, got \[\[1\]\]"),
+        (lambda change: change.patch(0, 0, None), "output= expects a tensor of queries x d_value, or a recording"),
+    ],
+)
+def test_an_edit_of_the_wrong_kind_is_refused_where_it_is_made(ask: Callable[[object], None], message: str) -> None:
+    with pytest.raises(InputError, match=message), edit(Bert(BERT)) as change:
+        ask(change)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "asked", "message"),
+    [
+        ((2, 6), {"head": -1}, "there is no head -1: the layers have up to 4"),
+        ((2, 6), {"layer": 1.5}, "layer= expects a whole number, got 1.5"),
+        ((2, 6), {"over": "links", "query": "not"}, "query= expects a whole number, got 'not'"),
+        ((2, 6), {"target": 0.5}, "target= expects a whole number, got 0.5"),
+        ((2, 6), {"at_once": "all"}, "at_once= expects a whole number, got 'all'"),
+        ((1, 1), {"over": "tokens"}, "hides a token from the others, and this text has one"),
+        ((0, 6), {}, "inputs hold nothing: expected what the model is called with"),
+        ((2, 0), {}, "inputs hold nothing: expected what the model is called with"),
+    ],
+)
+def test_what_effect_cannot_try_is_refused(tokens: tuple[int, int], asked: dict[str, object], message: str) -> None:
+    model = BertForSequenceClassification(dataclasses.replace(BERT, labels=("bad", "good"))).eval()
+    with pytest.raises(InputError, match=message):
+        effect(model, torch.zeros(tokens, dtype=torch.long), **asked)

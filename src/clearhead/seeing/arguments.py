@@ -24,16 +24,17 @@ def whole(given: Any, what: str) -> int:
     raise InputError(f"{what}= expects a whole number, got {given!r}")
 
 
-def several(given: Any, what: str) -> tuple[int, ...]:
+def several(given: Any, what: str) -> list[int]:
     """Return a list of whole numbers, or a tensor of them; InputError for anything else."""
     if isinstance(given, Tensor) and given.ndim == 1 and not given.is_floating_point() and given.dtype != torch.bool:
-        return tuple(given.tolist())
+        found: list[int] = given.tolist()
+        return found
     if isinstance(given, Sequence) and not isinstance(given, str):
-        return tuple(whole(one, what) for one in given)
+        return [whole(one, what) for one in given]
     raise InputError(f"{what}= expects whole numbers in a list, such as [0, 5], got {given!r}")
 
 
-def positions(given: Any, what: str) -> slice | tuple[int, ...]:
+def positions(given: Any, what: str) -> slice | list[int]:
     """Return a slice, or a list of positions; None is all of them."""
     if given is None:
         return slice(None)

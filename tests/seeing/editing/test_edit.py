@@ -253,6 +253,35 @@ def test_an_output_of_another_length_is_refused_unless_positions_are_named(bert:
         bert(tokens)
 
 
+def test_a_link_that_carries_nearly_all_is_cut_as_exactly(tokens: Tensor) -> None:
+    q, k, v = 12 * torch.randn(2, 4, 6, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 8)
+    weights = dense(q, k)
+    row, key = divmod(int(weights[0, 1].argmax()), 7)
+    assert weights[0, 1, row, key] > 0.9999
+    hidden = torch.ones(6, 7, dtype=torch.bool)
+    hidden[:, key] = False
+    with edit(model := Fused()) as change:
+        change.cut(0, 1, None, key, batch=0)
+        out = model(q, k, v)
+    assert (out[0, 1] - (dense(q, k, hidden) @ v.double())[0, 1]).abs().max() < 2e-5
+
+
+def test_positions_count_padding_and_a_note_says_where_a_text_begins() -> None:
+    model, x = Fused(), torch.randn(2, 4, 6, 8)
+    mask = (torch.arange(6) >= torch.tensor([[0], [2]]))[:, None, None] & torch.ones(6, 6).tril().bool()
+    with edit(model) as change, watch(model) as seen:
+        change.cut(0, 0, 4, 3)
+        out = model(x, x, x, mask)
+    weights = torch.stack([seen.map(0, 0, batch=i) for i in range(2)])
+    weights[:, 4, 3] = 0
+    weights[:, 4] /= weights[:, 4].sum(-1, keepdim=True)
+    torch.testing.assert_close(out[:, 0, 4], (weights @ x[:, 0])[:, 4])
+    assert change.notes == [
+        "cut(layer=0, head=0, query=4, key=3): positions count the padding before a text, as maps do; "
+        "text 1 begins at 2"
+    ]
+
+
 # ---------------------------------------------------------------- with watching, with itself
 
 

@@ -19,10 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clearhead.errors import InputError, WatchError
+from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.editing import edits
 from clearhead.seeing.editing.continuing import Met, meet
 from clearhead.seeing.editing.edits import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
+from clearhead.seeing.maps import sight
 from clearhead.seeing.recorder import Recorder, asked, four, not_plain
 from clearhead.seeing.recordings.questions import CROSS
 from clearhead.seeing.recordings.recording import FEW, Recording
@@ -92,11 +94,14 @@ class Edits:
         With `renormalise` the row's other weights sum to 1 again, as if a mask had hidden the key; a row that loses
         all its links gives 0. Without it the weight becomes 0 and the others stay: out_i - w_ij v_j.
         """
+        query, key = _places(query, "query"), _places(key, "key")
         address = _address("cut", layer, head, batch, query=query, key=key)
         self.edits.append(Cut(**address, query=query, key=key, renormalise=renormalise))
 
     def replace(self, layer: Layers, head: Heads, pattern: Float[Tensor, "query key"], *, batch: Texts = None) -> None:
         """Let heads mix their values by `pattern`, which is used as it is: no softmax, no mask, no dropout."""
+        if not isinstance(pattern, Tensor):
+            raise InputError(f"pattern= expects a tensor of queries x keys, got {pattern!r}")
         self.edits.append(Replace(**_address("replace", layer, head, batch), pattern=pattern))
 
     def patch(
@@ -113,6 +118,9 @@ class Edits:
         `output` is what one head gave, or a recording made with `watch(model, outputs=True)`, of which the same layer
         and head are taken, and the same text unless it holds one alone.
         """
+        if not isinstance(output, Tensor | Recording):
+            raise InputError(f"output= expects a tensor of queries x d_value, or a recording, got {output!r}")
+        query = _places(query, "query")
         self.edits.append(Patch(**_address("patch", layer, head, batch, query=query), source=output, query=query))
 
     @property
@@ -157,6 +165,9 @@ class Edits:
             dtype = dtype_in_kernel(sighting.q)
             call = _as_given(replace(call, q=call.q.to(dtype), k=call.k.to(dtype)), sighting)
             site = Site(call, four(sighting.v).to(dtype), four(sighting.out), name, index, now.first, now.first_key)
+            for edit, _ in mine:
+                if call.n_queries == call.n_keys and not CROSS.search(name):
+                    self.note_padding(edit, call)
             out, done = edits.apply([edit for edit, _ in mine], site)
         for edit, want in mine:
             if edit in done:
@@ -175,6 +186,18 @@ class Edits:
         self.met[index] = now
         self.beside = now if own else self.beside
         return now
+
+    def note_padding(self, edit: Edit, call: Call) -> None:
+        """Say once of an edit by positions that texts here begin with padding, which positions count, as maps do."""
+        if isinstance(edit, Cut | Patch) and not edit.looked:
+            edit.looked = True
+            texts = range(call.batch) if edit.texts is None else edit.texts
+            real = {text: sight.counted(call, text) for text in texts if 0 <= text < call.batch}
+            begun = {text: int(one.to(torch.uint8).argmax()) for text, one in real.items() if one is not None}
+            if padded := [f"text {text} begins at {first}" for text, first in begun.items() if first]:
+                self.recorder.recording.note(
+                    f"{edit.said}: positions count the padding before a text, as maps do; {', '.join(padded[:FEW])}"
+                )
 
     def _reason(self, edit: Edit, want: int | str | None) -> str:
         if not self.met:
@@ -212,18 +235,38 @@ def _wants(edit: Edit, index: int, name: str) -> Iterator[int | str | None]:
 def _address(verb: str, layer: Layers, head: Heads, batch: Texts, **more: Any) -> dict[str, Any]:
     """Return where an edit acts, as the fields of `Edit`."""
     for what, given in (("layer", layer), ("head", head), ("batch", batch)):
-        if isinstance(given, Sequence) and not given:
+        if _is_list(given) and not len(given):  # type: ignore[arg-type]  # it has a length
             raise InputError(f"{verb}: {what}={given!r} names none; None means all of them")
     shown = {"layer": layer, "head": head, **more, "batch": batch}
     said = f"{verb}({', '.join(f'{name}={_short(x)}' for name, x in shown.items() if x is not None)})"
-    layers = (layer,) if isinstance(layer, int | str) else layer
-    heads, texts = ((x,) if isinstance(x, int) else x for x in (head, batch))
+    layers: Any = layer if layer is None or _is_list(layer) else [layer]
     return {
         "said": said,
-        "layers": None if layers is None else tuple(layers),
-        "heads": None if heads is None else tuple(heads),
-        "texts": None if texts is None else tuple(texts),
+        "layers": None if layers is None else tuple(_layer(one) for one in layers),
+        "heads": None if head is None else _some(head, "head"),
+        "texts": None if batch is None else _some(batch, "batch"),
     }
+
+
+def _is_list(given: Any) -> bool:
+    return (isinstance(given, Sequence) and not isinstance(given, str)) or getattr(given, "ndim", 0) > 0
+
+
+def _some(given: Any, what: str) -> tuple[int, ...]:
+    """Return one number or several as several."""
+    return tuple(arguments.several(given, what)) if _is_list(given) else (arguments.whole(given, what),)
+
+
+def _layer(given: Any) -> int | str:
+    return given if isinstance(given, str) else arguments.whole(given, "layer")
+
+
+def _places(given: Any, what: str) -> Places:
+    """Return positions: None, a number, a slice or a list."""
+    if given is None:
+        return None
+    listed = isinstance(given, slice) or _is_list(given)
+    return arguments.positions(given, what) if listed else arguments.whole(given, what)
 
 
 def _short(given: Any) -> str:

@@ -4,7 +4,8 @@ Nothing is run twice but the rows that an edit names. With w the weights of a he
 
     switch_off     out_i = 0                                          scaled after the kernel: the same under any kernel
     cut            out_i = out_i - w_ij v_j                           the one weight from the kernel's log-sum-exp
-    cut, renormalised     softmax of the row with -inf at j, times v  the row alone
+    cut, renormalised     out_i = (out_i - w_ij v_j) / (1 - w_ij)     the same, where most of the row is left; else
+                          softmax of the row with -inf at j, times v  the row alone
     replace        out = pattern @ v
     patch          out = what a head gave in another run
 
@@ -26,6 +27,7 @@ from clearhead.seeing.maps import formula, products
 from clearhead.seeing.recordings.recording import Recording
 
 Places = int | slice | Sequence[int] | None
+MOST = 0.5  # of a row may be cut and the rest stretched: rounding of what was there grows to twice its size
 
 
 @dataclass(eq=False, kw_only=True)
@@ -42,6 +44,7 @@ class Edit:
     texts: tuple[int, ...] | None
     waiting: set[int | str | None] = field(init=False)
     why: str = ""
+    looked: bool = False  # for padding that its positions count
 
     def __post_init__(self) -> None:
         self.waiting = {None} if self.layers is None else set(self.layers)
@@ -238,21 +241,16 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
     call = site.call
     cuts = [edit for edit in edits if isinstance(edit, Cut)]
     patterns = [edit.pattern for edit in edits if isinstance(edit, Replace)]
-    rows = range(call.n_queries) if patterns else sorted({row for cut in cuts for row in site.rows(cut.query)})
+    rows: Sequence[int] = (
+        range(call.n_queries) if patterns else sorted({row for cut in cuts for row in site.rows(cut.query)})
+    )
     v = site.values(text, heads)
-    one_weight_is_enough = not (patterns or any(cut.renormalise for cut in cuts) or site.wants_gradient)
-    if one_weight_is_enough and call.lse is not None:
-        cols = torch.tensor(sorted({key for cut in cuts for key in site.cols(cut.key)}), device=out.device)
-        for some in _pieces(rows, len(heads) * len(cols), out.device):
-            lost = formula.weights(call, text, heads, some, cols)
-            lost = lost.masked_fill(~_gone(cuts, site, some)[:, cols], 0)
-            place = text, heads[:, None], some
-            out[place] = (out[place].to(call.exact) - lost @ v[:, cols]).to(out.dtype)
-        return
+    kinds = {cut.renormalise for cut in cuts}
+    if len(kinds) == 1 and not patterns and not site.wants_gradient and call.lse is not None:
+        rows = _take_away(cuts, site, text, heads, rows, out)
     every = torch.arange(call.n_keys, device=out.device)
     for some in _pieces(rows, len(heads) * call.n_keys, out.device):
         closed = _gone([cut for cut in cuts if cut.renormalise], site, some)
-        zeroed = _gone([cut for cut in cuts if not cut.renormalise], site, some)
         if patterns:
             weights = patterns[-1].to(v)[some].expand(len(heads), -1, -1)
             left = weights.masked_fill(closed, 0)
@@ -261,7 +259,36 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
         else:
             scores = formula.scores(call, text, heads, some, every).masked_fill(closed, -torch.inf)
             weights = _softmax(scores, formula.sinks(call, text, heads, some))
-        out[text, heads[:, None], some] = (weights.masked_fill(zeroed, 0) @ v).to(out.dtype)
+        if False in kinds:
+            weights = weights.masked_fill(_gone([cut for cut in cuts if not cut.renormalise], site, some), 0)
+        out[text, heads[:, None], some] = (weights @ v).to(out.dtype)
+
+
+def _take_away(
+    cuts: Sequence[Cut], site: Site, text: int, heads: Tensor, rows: Sequence[int], out: Tensor
+) -> Sequence[int]:
+    """Take the weights of cuts of one kind off what the kernel gave; return rows for which that is not exact enough.
+
+    The rest of a row is stretched where it is renormalised: only as far as `MOST`, and only numbers that the kernel
+    did not round to fewer bits than weights are computed in.
+    """
+    call, stretched = site.call, cuts[0].renormalise
+    if stretched and out.dtype != call.exact:
+        return rows
+    v, left_over = site.values(text, heads), []
+    cols = torch.tensor(sorted({key for cut in cuts for key in site.cols(cut.key)}), device=out.device)
+    for some in _pieces(rows, len(heads) * len(cols), out.device):
+        lost = formula.weights(call, text, heads, some, cols)
+        lost = lost.masked_fill(~_gone(cuts, site, some)[:, cols], 0)
+        if stretched:
+            mass = lost.sum(-1)
+            fits = (mass <= MOST).all(0)
+            left_over += some[~fits].tolist()
+            lost, some, mass = lost[:, fits], some[fits], mass[:, fits, None]
+        place = text, heads[:, None], some
+        rest = out[place].to(call.exact) - lost @ v[:, cols]
+        out[place] = (rest / (1 - mass) if stretched else rest).to(out.dtype)
+    return left_over
 
 
 def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.errors import InputError, WatchError, nearest
+from clearhead.seeing import arguments
 from clearhead.seeing.editing.continuing import Met
 from clearhead.seeing.editing.editor import Edits, edit
 from clearhead.seeing.editing.target import Inputs, Target, n_texts, reader, repeated, run, values
@@ -31,6 +32,7 @@ from clearhead.seeing.recordings.recording import Recording
 Over = Literal["heads", "layers", "links", "tokens"]
 
 MOST = 100_000  # links that are tried: each is a row of a batch, so hours
+PLACE = ("layer", "head", "query")
 SHOWN = 10  # rows of a table that is printed
 SAME = 1e-3  # relative; two batch sizes differ by rounding, a model that mixes its batch by more
 
@@ -138,6 +140,8 @@ def effect(
     InputError for what cannot be understood, WatchError for a model in training or whose attention was not seen. The
     model is what it was, also where Ctrl-C ends it.
     """
+    if not isinstance(model, nn.Module):
+        raise WatchError(f"effect() expects the torch.nn.Module that will run, got a {type(model).__name__}")
     if model.training:
         raise WatchError("effect() compares outputs, which are random in training: call model.eval() first")
     texts = n_texts(inputs)
@@ -150,7 +154,7 @@ def effect(
     cases = _cases(model, inputs, over, change.met, (layer, head, query))
     n_queries = max(met.n_queries for met in change.met.values())
     notes = list(change.notes)
-    size = max(1, at_once // texts - 1)
+    size = max(1, arguments.whole(at_once, "at_once") // texts - 1)
     if size > 1 and any(met.batch != texts for met in change.met.values()):
         size = 1
         notes.append("one at a time: a layer's batch holds something else than the texts")
@@ -225,11 +229,11 @@ def _cases(
     place: tuple[int | None, int | None, int | None],
 ) -> list[Case]:
     """Return what is to be removed, one after the other."""
-    layer, head, query = place
+    layer, head, query = (None if x is None else arguments.whole(x, name) for x, name in zip(place, PLACE))
     if over not in ("heads", "layers", "links", "tokens"):
         raise InputError(f"over={over!r}{nearest(str(over), ['heads', 'layers', 'links', 'tokens'])}")
     used = {"heads": "layer head", "layers": "layer", "tokens": "", "links": "layer head query"}[over].split()
-    given = {"layer": layer, "head": head, "query": query}
+    given = dict(zip(PLACE, (layer, head, query)))
     if extra := [name for name, value in given.items() if value is not None and name not in used]:
         raise InputError(f"over={over!r} does not take {extra[0]}=")
     if layer is not None and layer not in met:
@@ -237,11 +241,14 @@ def _cases(
     if over == "tokens":
         if crossing := [one.name for one in met.values() if CROSS.search(one.name) or one.n_queries > one.n_keys]:
             raise InputError(f'over="tokens" is for one text, and {crossing[0]} looks at another: use over="links"')
-        return [Case(key=key) for key in range(max(one.n_keys for one in met.values()))]
+        if (n_keys := max(one.n_keys for one in met.values())) < 2:
+            raise InputError('over="tokens" hides a token from the others, and this text has one')
+        return [Case(key=key) for key in range(n_keys)]
     layers = [layer] if layer is not None else sorted(met)
     if over == "layers":
         return [Case(layer=i) for i in layers]
-    if head is not None and not 0 <= head < (most := max(met[i].n_heads for i in layers)):
+    most = max(met[i].n_heads for i in layers)
+    if head is not None and not 0 <= head < most:
         raise InputError(f"there is no head {head}: the layers have up to {most}")
     if over == "heads":
         return [Case(layer=i, head=h) for i in layers for h in range(met[i].n_heads) if head in (None, h)]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.errors import InputError, nearest
+from clearhead.seeing import arguments
 
 Target = Callable[[Any], Tensor] | int | str | None
 Inputs = Tensor | Mapping[str, Any] | Sequence[Any]
@@ -22,16 +23,18 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
 def _tensors(inputs: Inputs) -> list[Tensor]:
     if isinstance(inputs, Tensor):
         return [inputs]
+    if not isinstance(inputs, Mapping | Sequence):
+        return []
     return [x for x in (inputs.values() if isinstance(inputs, Mapping) else inputs) if isinstance(x, Tensor)]
 
 
 def n_texts(inputs: Inputs) -> int:
     """Return how many texts the inputs hold: the length of the first tensor."""
     tensors = [x for x in _tensors(inputs) if x.ndim]
-    if not tensors:
+    if not tensors or not tensors[0].numel():
         raise InputError(
-            "inputs hold no tensor: expected what the model is called with, a tensor of (texts, time), "
-            "a dict of keyword arguments or a list of arguments"
+            f"inputs hold {'nothing' if tensors else 'no tensor'}: expected what the model is called with, "
+            "a tensor of (texts, time), a dict of keyword arguments or a list of arguments"
         )
     return len(tensors[0])
 
@@ -61,7 +64,7 @@ def reader(model: nn.Module, inputs: Inputs, outputs: Any, target: Target) -> tu
             raise InputError(f"target={target!r} is no class of this model{nearest(target, labels)}")
         target = labels.index(target)
     logits = _at_last(_logits(outputs), inputs)
-    if target is not None and not 0 <= target < logits.shape[1]:
+    if target is not None and not 0 <= arguments.whole(target, "target") < logits.shape[1]:
         raise InputError(f"target={target}: the model gives {logits.shape[1]} logits, counted from 0")
     wanted = logits.argmax(1) if target is None else torch.full_like(logits.argmax(1), target)
     numbers = sorted(set(wanted.tolist()))
