@@ -25,6 +25,13 @@ ASKED: dict[str, Callable[[Call], object]] = {
 }
 
 
+def same(have: object, want: object) -> bool:
+    """Say whether two answers are the same to the last bit."""
+    if isinstance(have, Tensor):
+        return torch.equal(have, want)
+    return all(map(same, have, want)) if isinstance(have, tuple) else have == want
+
+
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     """Let torch have three threads, share any sweep, and return which threads multiplied.
@@ -60,7 +67,7 @@ def test_numbers_are_the_same_by_one_thread_and_by_three(asked: str, kind: str, 
     torch.set_num_threads(1)
     threads.clear()
     one.normalisers.clear()
-    assert repr(have) == repr(ASKED[asked](one))
+    assert same(have, ASKED[asked](one))
     assert threads == {threading.get_ident()}
 
 
@@ -71,27 +78,27 @@ def test_numbers_are_the_same_in_inference_mode(asked: str, threads: set[int]) -
     one.normalisers.clear()
     threads.clear()
     with torch.inference_mode():
-        assert repr(ASKED[asked](one)) == repr(have)
+        assert same(ASKED[asked](one), have)
     assert len(threads) > 1
 
 
 @pytest.mark.parametrize("asked", ["map", "window", "received", "overview", "habits", "sinks", "rollout"])
 def test_numbers_are_the_same_under_autocast(asked: str, threads: set[int]) -> None:
     # On threads of their own heads were exact, on the caller's rounded to bfloat16.
-    places = torch.arange(600)
+    places = torch.arange(300)  # more than the 256 to which bfloat16 counts
     ask: Callable[[Call], object] = {
         **ASKED,
-        "overview": lambda one: pyramid.pooled(one, 0, HEADS, *[pyramid.edges(600, 7)] * 2),
+        "overview": lambda one: pyramid.pooled(one, 0, HEADS, *[pyramid.edges(300, 7)] * 2),
         "map": lambda one: formula.weights(one, 0, places[:4], places, places),
-        "window": lambda one: formula.window(one, 0, 1, slice(0, 600), slice(0, 600)),
+        "window": lambda one: formula.window(one, 0, 1, slice(0, 300), slice(0, 300)),
         "sinks": lambda one: statistics.sinks(one, 0, HEADS, 0.002, None),
         "rollout": lambda one: rollout.overview([one, one], 0, 8),
     }[asked]
-    one = call(rules(600, 600)["bits"], 600, 600)
+    one = call(rules(300, 300)["bits"], 300, 300)
     have = ask(one)
     one.normalisers.clear()
     with torch.autocast("cpu", torch.bfloat16):
-        assert repr(ask(one)) == repr(have)
+        assert same(ask(one), have)
         assert (places[:2].float() @ torch.ones(2)).dtype == torch.bfloat16  # and the caller's stays on
 
 
