@@ -118,7 +118,7 @@ def test_public_names_are_the_promised_ones() -> None:
 
 
 def test_the_reference_has_every_public_name_and_no_other() -> None:
-    named = re.findall(r"^::: (clearhead[\w.]*)\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    named = re.findall(r"^::: (clearhead[\w.]*)\.(\w+)$", (REPOSITORY / "docs" / "api.md").read_text(), re.MULTILINE)
     assert {name for home, name in named if home == "clearhead"} == set(PUBLIC)
     for home, name in named:
         assert hasattr(importlib.import_module(home), name), f"{home} has no {name}"
