@@ -35,6 +35,9 @@ sys.path.append(str(Path(sys.prefix) / "peers"))  # tests/peers.txt: nothing but
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if not torch.cuda.is_available():  # before anything imports Triton, whose interpreter then runs our kernel
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 torch.set_num_threads(1)  # also makes sums, and so golden numbers, the same with and without xdist
 
 # A first draw may compile or load something, so no deadline. In CI the same draws every time.

@@ -97,6 +97,8 @@ def test_pixels_are_those_of_transformers(name: str, size: tuple[int, int], tmp_
     expected = torch.as_tensor(theirs(kind, words, "Pil")(image, return_tensors="np")["pixel_values"][0])
     if ours.crop is None or ours.crop < size:  # what is too small, the two of them surround by one pixel more or less
         torch.testing.assert_close(seen, expected.float(), rtol=0, atol=1e-5 * max(1.0, 255 * step / 100))
+    if ours.resample == Image.Resampling.LANCZOS and torch.__version__ < "2.13":
+        return  # which torchvision leaves to torch; before it, transformers' default processor fails
     default = theirs(kind, words, "")(image, return_tensors="pt")["pixel_values"][0]
     most = 2.01 if ours.resample == 2 else 20  # a filter that overshoots at edges is cut off at 0 and 255, here twice
     assert (seen - default).abs().max() < most * step, "the two round differently while they resize, no more"

@@ -69,7 +69,8 @@ def test_training_with_dropout_draws_the_same_numbers(bert: Bert, tokens: Tensor
 
 def test_the_kernel_that_runs_is_the_same_one(bert: Bert, tokens: Tensor) -> None:
     def kernels() -> set[str]:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=cpu, acc_events=True) as profile, torch.no_grad():
             bert(tokens)
         return {event.name for event in profile.events() if re.search("attention|softmax|mm|gelu|norm", event.name)}
 

@@ -27,9 +27,9 @@ def kernel(monkeypatch: pytest.MonkeyPatch):
         module = ModuleType("clearhead.seeing.maps.kernels")
         module.pooled = pooled
         monkeypatch.setitem(sys.modules, "clearhead.seeing.maps.kernels", module)
-        import clearhead.seeing
+        import clearhead.seeing.maps
 
-        monkeypatch.setattr(clearhead.seeing, "kernels", module, raising=False)
+        monkeypatch.setattr(clearhead.seeing.maps, "kernels", module, raising=False)
 
     return put
 
