@@ -57,9 +57,17 @@ def reference(q: Tensor, k: Tensor, lse: Tensor, size: tuple[int, int], how: dic
         ((33, 20), (5, 3), 8, {"reach": -3}),
     ],
 )
+@pytest.mark.parametrize("room", [kernels.ROOM, 2**14], ids=["an H100's", "little room"])
 def test_the_kernel_pools_what_the_formula_says(
-    sizes: tuple[int, int], size: tuple[int, int], d: int, how: dict[str, Any], dtype: torch.dtype
+    sizes: tuple[int, int],
+    size: tuple[int, int],
+    d: int,
+    how: dict[str, Any],
+    dtype: torch.dtype,
+    room: int,
+    monkeypatch: Any,
 ) -> None:
+    monkeypatch.setattr(kernels, "_room", lambda device: room)
     q, k, lse = (
         torch.randn(3, sizes[0], d).to(dtype),
         torch.randn(2, sizes[1], d).to(dtype),

@@ -16,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 128  # rows and columns of a tile: 128 x 128 sums in registers with 8 warps
+TILES = 128, 64, 32, 16  # rows and columns of a tile, best first: 128 x 128 sums in registers with 8 warps
+STAGES = 3, 2, 1  # tiles of keys that are on their way at once
+ROOM = 227 * 1024  # bytes of shared memory that a program can have on an H100
 LEAST = 16  # rows and columns that a product on tensor cores needs
 PROGRAMS = 264  # two for each of an H100's 132 processors: fewer are made up for by splitting the keys
 NOWHERE = 2**30  # farther than any key
@@ -154,12 +156,13 @@ def pooled(
     """
     n_heads, n_queries, d = q.shape
     n_keys = k.shape[1]
-    (n_rows, height, rc, halved), (n_cols, width, cc, cut) = (_grid(n, s) for n, s in zip((n_queries, n_keys), size))
+    depth = max(LEAST, _power(d))
+    tile, stages = fitting(depth, q.element_size(), _room(q.device))
+    grids = (_grid(n, blocks, tile) for n, blocks in zip((n_queries, n_keys), size))
+    (n_rows, height, rc, halved), (n_cols, width, cc, cut) = grids
     out = torch.zeros(n_heads, n_rows, n_cols, dtype=torch.float32, device=q.device)
     grid_rows = -(-n_rows // rc)
     splits = max(1, min(-(-n_cols // cc), PROGRAMS // max(1, n_heads * grid_rows)))
-    depth = max(16, _power(d))
-    stages = max(1, min(3, 3 * 2**15 // (TILE * depth * q.element_size())))  # of keys on their way, in shared memory
     options: dict[str, Any] = {} if q.device.type == "cpu" else {"num_warps": 8, "num_stages": stages}
     _pool[(n_heads, grid_rows, splits)](
         q.contiguous(), k.contiguous(), lse.contiguous(), out if hidden is None else hidden.contiguous(), kv_of, out,
@@ -179,14 +182,33 @@ def pooled(
     return out
 
 
-def _grid(n: int, size: int) -> tuple[int, int, int, int]:
+def fitting(depth: int, itemsize: int, room: int) -> tuple[int, int]:
+    """Return the largest tile, and the most stages, for which what is multiplied fits into `room` bytes.
+
+    What Triton keeps there for Hopper's products: a tile of queries, one of keys a stage, two more where float32 is
+    multiplied in parts, and a little. tests/seeing/maps/test_kernels_compiled.py compares that with what it compiles.
+    """
+    for tile in TILES:
+        for stages in STAGES:
+            operands = 1 + stages + 2 * (itemsize == 4)
+            if operands * tile * depth * itemsize + 2048 <= room:
+                return tile, stages
+    return TILES[-1], STAGES[-1]
+
+
+def _room(device: torch.device) -> int:
+    """Return how many bytes of shared memory a program can have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else ROOM
+
+
+def _grid(n: int, size: int, tile: int) -> tuple[int, int, int, int]:
     """Return how many blocks the kernel makes, the power of two they fit into, how many to a tile, times halved."""
     halved = 0
-    while -(-n // (size << halved)) > TILE:
+    while -(-n // (size << halved)) > tile:
         halved += 1
     blocks = size << halved
     width = _power(-(-n // blocks))
-    return blocks, width, min(TILE // width, max(_power(blocks), -(-LEAST // width))), halved
+    return blocks, width, min(tile // width, max(_power(blocks), -(-LEAST // width))), halved
 
 
 def _power(n: int) -> int:
