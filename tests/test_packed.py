@@ -3,6 +3,8 @@
 In float64 the two must agree to 1e-12, which no mistake in the algebra survives; then float32 and bfloat16.
 """
 
+import copy
+import pickle
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +126,14 @@ def test_both_kinds_of_linear_layer_agree(then: object, adds: bool) -> None:
     add = torch.randn(5, 48) if adds else None
     plain, fast = PlainLinear(weight, bias, then), OneDNNLinear(weight, bias, then)
     torch.testing.assert_close(fast(x, add), plain(x, add), rtol=1e-5, atol=1e-5)
+
+
+def test_a_packed_encoder_can_be_copied_and_sent() -> None:
+    model = classifier(TINY)
+    run, rows = pack(model), ragged(TINY)
+    logits = run(rows)  # which lays its weights out
+    for twin in (copy.deepcopy(run), pickle.loads(pickle.dumps(run))):
+        assert torch.equal(twin(rows), logits)
 
 
 def test_what_runs_is_said() -> None:

@@ -21,14 +21,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from clearhead.data.preprocessing import BILINEAR, read_timm, read_words, write_words
-from clearhead.data.settings import read_settings
+from clearhead.data.settings import PREPROCESSOR, read_settings
 from clearhead.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset(".avif .bmp .gif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
-PREPROCESSOR = "preprocessor_config.json"
 
 
 def is_image(path: str | Path) -> bool:

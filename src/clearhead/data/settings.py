@@ -6,6 +6,8 @@ from typing import Any
 
 from clearhead.errors import CheckpointError
 
+PREPROCESSOR = "preprocessor_config.json"  # of pictures or of sounds
+
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; CheckpointError for anything else."""

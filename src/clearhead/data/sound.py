@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearhead.data.settings import read_settings
+from clearhead.data.settings import PREPROCESSOR, read_settings
 from clearhead.errors import CheckpointError, InputError
 
-PREPROCESSOR = "preprocessor_config.json"
 # Keys of a WhisperFeatureExtractor that change nothing here: what follows from others, and what the caller is given.
 HARMLESS = frozenset(
     """
