@@ -198,7 +198,10 @@ def fitting(depth: int, itemsize: int, room: int) -> tuple[int, int]:
 
 def _room(device: torch.device) -> int:
     """Return how many bytes of shared memory a program can have."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else ROOM
+    if device.type != "cuda":
+        return ROOM
+    known: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack the name
+    return int(known.shared_memory_per_block_optin)
 
 
 def _grid(n: int, size: int, tile: int) -> tuple[int, int, int, int]:
