@@ -4,6 +4,7 @@ The model is a tiny random BERT with a vocabulary learned from the sentences bel
 are all that the command line has to carry faithfully.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -424,6 +425,12 @@ def test_derive_json_is_eight_steps_with_this_texts_numbers(call: Call, folder: 
     assert len(found["steps"]) == 8
     for step in found["steps"]:
         assert list(step) == ["name", "equation", "sentence", "tensors"]
+
+
+def test_json_goes_into_whatever_a_program_puts_in_the_place_of_stdout(folder: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main(["derive", "not too shabby", "--model", str(folder), "--json"]) == 0
+    assert json.loads(said.getvalue())["steps"]
 
 
 def test_derive_arrives_at_the_output_of_the_models_layer(call: Call, folder: Path) -> None:

@@ -149,6 +149,13 @@ def test_what_cannot_be_trained_is_said(place: Path) -> None:
     recipe.write_text(RECIPE.replace("max_len = 12", "max_len = 64"))
     with pytest.raises(TrainingError, match="16 positions"):
         run_recipe("recipe.toml", out="run2")
+    endless = json.loads((place / "start" / "tokenizer.json").read_text())
+    endless["post_processor"], whole = None, (place / "start" / "tokenizer.json").read_text()
+    (place / "start" / "tokenizer.json").write_text(json.dumps(endless))
+    recipe.write_text(RECIPE)
+    with pytest.raises(TrainingError, match="does not end a text with id 2"):
+        run_recipe("recipe.toml", out="run4")
+    (place / "start" / "tokenizer.json").write_text(whole)
     gpt = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 8, "n_head": 1, "n_layer": 1}
     (place / "start" / "config.json").write_text(json.dumps({**gpt, "vocab_size": 10, "n_positions": 16}))
     recipe.write_text(RECIPE)

@@ -42,7 +42,7 @@ def require_text(text: str, what: str = "the text") -> None:
 
 def dump(fields: Mapping[str, Any]) -> str:
     """Return `fields` as JSON on one line, in letters that stdout can take."""
-    return json.dumps(fields, ensure_ascii=sys.stdout.encoding.lower() != "utf-8")
+    return json.dumps(fields, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() != "utf-8")
 
 
 def is_for_eyes(stream: TextIO) -> bool:

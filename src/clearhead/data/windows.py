@@ -1,7 +1,9 @@
 """One long text after the other, cut into windows of equal length: what a language model is trained on.
 
 Nothing is padding and nothing is left out. The last window of a text too short to fill it reaches back into the
-window before, and asks only about what that one did not.
+window before, and asks only about what that one did not. Where one document ends and the next begins within a window,
+what is read of the first is seen from the second, with the token between them that says so, as GPT-2 and 3 were trained
+(Brown et al. 2020, appendix B).
 """
 
 from collections.abc import Sequence

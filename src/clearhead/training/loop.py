@@ -40,7 +40,7 @@ class Step:
 
     number: int  # updates made so far, this one included
     n_steps: int
-    epoch: int  # of the next batch, from 0
+    epoch: int  # of the step's last batch, from 0
     loss: float  # before the update
     lr: float
     gradient_norm: float  # before clipping

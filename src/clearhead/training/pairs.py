@@ -34,6 +34,11 @@ def _answerer(source: nn.Module, recipe: Recipe, tokenizer: Tokenizer) -> nn.Mod
         raise TrainingError(f"texts are answered by an EncoderDecoder that reads tokens, and the checkpoint is {kind}")
     config = source.config
     require_fit(recipe, tokenizer, min(config.max_source_len, config.max_target_len), config.vocab_size)
+    if config.end_id not in tokenizer.encode("a").ids:
+        raise TrainingError(
+            f"this tokenizer does not end a text with id {config.end_id}, by which the model stops: it would learn to "
+            f"answer and never to end. Give its tokenizer.json a post-processor that puts the end there"
+        )
     return source
 
 

@@ -6,13 +6,23 @@ A.3, where they fine-tune. `recipes/` holds ours. Next: `objectives.py`.
 
 import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from clearhead.config import build_config
 from clearhead.data.text import Columns
 from clearhead.errors import ConfigError
+
+# what only some objectives, or one optimizer, look at: asked of another it would change nothing, without a word
+LOOKED_AT = {
+    "label_smoothing": ("classification", "image_classification", "sequence_to_sequence"),
+    "mask_rate": ("masked_words",),
+    "shift": ("image_classification",),
+    "mirror": ("image_classification",),
+    "erase": ("image_classification",),
+    "momentum": ("muon",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +38,7 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         _check(self, "each label once", labels=len(set(self.labels)) == len(self.labels))
+        _check(self, "two labels to choose from, or more", labels=len(self.labels) != 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,7 @@ class ObjectiveSection:
         _check(self, "a number between 0 and 1", mask_rate=0 < self.mask_rate < 1)
         _check(self, "at least 0", shift=self.shift >= 0)
         _check(self, "a probability from 0 to 1", mirror=0 <= self.mirror <= 1, erase=0 <= self.erase <= 1)
+        _require_looked_at(self, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +99,7 @@ class OptimizerSection:
         _check(self, "a finite number from 0", weight_decay=0 <= self.weight_decay < math.inf)
         _check(self, "above 0 and at most 1", layer_decay=0 < self.layer_decay <= 1)
         _check(self, "above 0", clip=self.clip is None or self.clip > 0)
+        _require_looked_at(self, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +158,8 @@ class Recipe:
             raise ConfigError(
                 "classification needs [model] labels and a target in [data.columns]: label, positive or probabilities"
             )
+        if self.objective.name != "classification" and self.data.columns.weight is not None:
+            raise ConfigError("[data.columns] weight: only classification weighs its lines")
         if self.objective.name == "sequence_to_sequence" and self.data.columns.target_text is None:
             raise ConfigError("sequence_to_sequence needs target_text in [data.columns]: which column is the answer?")
         if self.training.keep == "best" and not self.data.valid:
@@ -160,6 +175,13 @@ class Recipe:
         except ValueError as error:  # of TOML and of UTF-8
             raise ConfigError(f"{path}: not TOML: {error}") from error
         return build_config(cls, values, where=str(path))
+
+
+def _require_looked_at(section: "ObjectiveSection | OptimizerSection", name: str) -> None:
+    for each in fields(section):
+        users = LOOKED_AT.get(each.name, (name,))
+        if name not in users and getattr(section, each.name) != each.default:
+            raise ConfigError(f"{each.name} is of {' and '.join(users)}: {name} has no use for it")
 
 
 def _check(section: object, expected: str, **allowed: bool) -> None:
