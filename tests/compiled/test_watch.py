@@ -381,3 +381,59 @@ def test_an_attention_function_compiled_inside_a_plain_model_is_seen() -> None:
     with watch(model) as seen:
         assert torch.equal(model(x), before)
     assert torch.allclose(seen.map(0, 0), attention_map(x, x)[0, 0], atol=1e-6)
+
+
+@torch.no_grad()
+def test_compiled_functions_are_said_to_run_uncompiled_and_compiled_modules_are_not() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(32, 32)
+            self.fast = torch.compile(self.by_name, backend=Counting())
+            self.plain = torch.compile(nn.Linear(32, 32), backend=Counting())
+
+        def by_name(self, x: torch.Tensor) -> torch.Tensor:
+            return self.project(x)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fast(self.plain(x))
+
+    model, before = Inner(), torch._dynamo.eval_frame._callback_from_stance
+    with watch(model) as outer, watch(model) as seen:
+        model(X)
+    said = "the compiled function by_name ran uncompiled while it was watched: only modules stay compiled"
+    assert said in seen.notes and said in outer.notes
+    assert not any("compiled function" in note for note in {*seen.notes, *outer.notes} - {said})
+    with torch.compiler.set_stance("force_eager"), watch(model) as obeyed:
+        model(X)
+    assert said not in obeyed.notes
+    assert torch._dynamo.eval_frame._callback_from_stance is before
+
+
+@torch.no_grad()
+def test_what_is_only_named_like_attention_is_cleared_in_a_graph_too() -> None:
+    class Projects(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.norm = nn.Linear(32, 32), nn.LayerNorm(32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.dense(x).relu() + x)
+
+    class Gates(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x.relu()
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.gate_attention, self.stack = Projects(), Gates(), Stack("causal")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.stack(self.gate_attention(self.attention(x)))
+
+    model = Both()
+    for one in (model, torch.compile(model, backend=Counting())):
+        with watch(one) as seen:
+            one(X)
+        assert seen.notes == [] and [unseen.name for unseen in seen.unseen] == ["gate_attention"]

@@ -50,6 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 NONE = "it ran, but made no attention that can be seen: none with a softmax over keys, or by a kernel unknown here"
 HAND = "attention by hand that cannot be told exactly: "
+OTHER = HAND + "its softmax was over something else than a product of queries and keys that could be followed"
 # How many layers were seen and which were not, with the reason.
 UNSEEN: dict[str, tuple[int, dict[str, str]]] = {
     # heads are mixed between the scores and the softmax; its last two layers, of one token, are plain
@@ -64,7 +65,10 @@ UNSEEN: dict[str, tuple[int, dict[str, str]]] = {
     # a gate mixes the weights with others, of places
     "convit_tiny": (1, {"blocks.0.attn": HAND + "its weights were changed between the softmax and the values"}),
     # a softmax over positions of the keys, or none: there are no weights of queries on keys
-    "coat_lite_tiny": (0, {f"serial_blocks{stage}.{i}.factoratt_crpe": NONE for stage in (1, 2, 3, 4) for i in (0, 1)}),
+    "coat_lite_tiny": (
+        0,
+        {f"serial_blocks{stage}.{i}.factoratt_crpe": OTHER for stage in (1, 2, 3, 4) for i in (0, 1)},
+    ),
     "mobilevitv2_050": (
         0,
         {

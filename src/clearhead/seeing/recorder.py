@@ -222,6 +222,8 @@ def asked(want: int | str, index: int, name: str) -> bool:
 
 def not_plain(q: Tensor) -> str | None:
     """Say why a call cannot be recorded, or None."""
+    if q.is_meta:
+        return "it ran on the meta device, which holds no numbers"
     if q.is_nested:
         return "its queries came as nested tensors, which are not recorded yet"
     if type(q) not in (Tensor, nn.Parameter):

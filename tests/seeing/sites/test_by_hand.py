@@ -5,18 +5,27 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gumbel_softmax, log_softmax, pad
 
 from clearhead.seeing import edit, watch
 
 FORBIDDEN = torch.ones(6, 6).triu(1).bool()
 ALIKE = torch.Generator().manual_seed(0)  # made once, before any test is seeded
 BIAS = torch.randn(4, 6, 6, generator=ALIKE)
+WHAT_IT_IS = (
+    "attention by hand that cannot be told exactly: "
+    "its softmax was over something else than a product of queries and keys that could be followed"
+)
 SINKS = torch.randn(1, 4, 1, 1, generator=ALIKE)
 
 
 def with_sinks(q: Tensor, k: Tensor) -> Tensor:
     scores = torch.cat([q @ k.mT / 4, SINKS.expand(2, 4, 6, 1)], -1)
     return (scores - scores.amax(-1, keepdim=True)).softmax(-1)[..., :-1]
+
+
+def divided(e: Tensor) -> Tensor:
+    return e / e.sum(dim=-1, keepdim=True)
 
 
 def in_place(q: Tensor, k: Tensor) -> Tensor:
@@ -39,13 +48,44 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "multiplied by a mask": lambda q, k: (q @ k.mT * ~FORBIDDEN + FORBIDDEN * -1e4).softmax(-1),
     "in place, on one axis": in_place,
     "sinks": with_sinks,
+    "negated": lambda q, k: (-(q @ k.mT / -4)).softmax(-1),
+    "keys before queries": lambda q, k: (k @ q.mT / 4 + BIAS.mT).masked_fill(FORBIDDEN.mT, -1e9).softmax(-2).mT,
+    "exponentials and their sum": lambda q, k: divided((q @ k.mT / 4 - (q @ k.mT / 4).amax(-1, keepdim=True)).exp()),
+    "less the logsumexp": lambda q, k: (q @ k.mT / 4 - (q @ k.mT / 4).logsumexp(-1, keepdim=True)).exp(),
+    "log_softmax": lambda q, k: log_softmax(q @ k.mT / 4, dim=-1).exp(),
+    "multiplied and summed": lambda q, k: (q[..., :, None, :] * k[..., None, :, :]).sum(-1).mul(0.25).softmax(-1),
+    "a bias that is not read": lambda q, k: (
+        torch.baddbmm(torch.full((8, 6, 6), torch.nan), q.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=0.25)
+        .view(2, 4, 6, 6)
+        .softmax(-1)
+    ),
 }
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
     "mixed": (lambda q, k: (q @ k.mT).roll(1, 1).softmax(-1), "its scores went through roll"),
     "tanh of a sum": (lambda q, k: (q @ k.mT + BIAS).tanh().softmax(-1), "a tanh after something was added"),
     "weights changed": (lambda q, k: (q @ k.mT).softmax(-1).square(), "changed between the softmax and the values"),
     "half hidden": (lambda q, k: (q @ k.mT).masked_fill(FORBIDDEN, -3.0).softmax(-1), "replaced by -3"),
+    "never divided": (lambda q, k: (q @ k.mT / 4).exp(), "met the values before they were divided by their sum"),
+    "masked exponentials": (lambda q, k: divided((q @ k.mT / 4).exp() * ~FORBIDDEN), "changed before their sum"),
+    "drawn": (lambda q, k: gumbel_softmax(q @ k.mT, dim=-1), "came of gumbel_softmax"),
+    "over heads": (lambda q, k: (q @ k.mT).softmax(1), "over neither its keys nor its queries"),
+    "a column in front": (
+        lambda q, k: pad(q @ k.mT, (1, 0)).softmax(-1)[..., 1:],
+        "over something else than a product",
+    ),
+    "distances": (lambda q, k: (-torch.cdist(q, k)).softmax(-1), "over something else than a product"),
+    "scores in halves": (lambda q, k: halves(q @ k.mT, lambda s: s.softmax(-1)), "scores were taken apart"),
+    "weights in halves": (lambda q, k: halves((q @ k.mT).softmax(-1), lambda w: w * 1), "weights were taken apart"),
+    "some rows": (lambda q, k: (q @ k.mT).softmax(-1)[:, :, :3], "only some of its weights met these values"),
+    "heads mixed": (
+        lambda q, k: torch.einsum("bhij,hg->bgij", (q @ k.mT).softmax(-1), BIAS[:, 0, :4]),
+        "weights were mixed with each other",
+    ),
 }
+
+
+def halves(x: Tensor, each: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.cat([each(half) for half in x.chunk(2, 1)], 1)
 
 
 class ByHand(nn.Module):
@@ -150,6 +190,9 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "einsum without an arrow": lambda q, k, v: torch.einsum(
         "...ij,...jk", torch.einsum("...id,...jd", q, k).softmax(-1), v
     ),
+    "multiplied and summed": lambda q, k, v: ((q @ k.mT).softmax(-1)[..., None] * v[..., None, :, :]).sum(-2),
+    "keys before queries": lambda q, k, v: (v.mT @ (k @ q.mT).softmax(-2)).mT,
+    "keys before queries, einsum": lambda q, k, v: torch.einsum("bhji,bhjd->bhid", (k @ q.mT).softmax(2), v),
     "by name": lambda q, k, v: torch.matmul(torch.matmul(input=q, other=k.mT).softmax(-1), other=v),
 }
 
@@ -169,3 +212,109 @@ def test_the_gradient_by_its_output_is_kept(how: str) -> None:
     assert call.gradient is not None
     assert call.out is not None
     assert torch.allclose(call.gradient, 2 * call.out, atol=1e-6)
+
+
+class Mixture(nn.Module):
+    """Experts that a softmax weighs for every token: no attention."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights, which = q.softmax(-1).topk(2)
+        return (weights * which.eq(0)).sum(-1, keepdim=True) * v
+
+
+class HeadsLast(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.einsum("bihd,bjhd->bijh", q, k)
+        return torch.einsum("bijh,bjhd->bihd", scores.softmax(2), v)
+
+
+class Linear(nn.Module):
+    """Queries and keys through softmaxes of their own: no weights of queries on keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, 4, 8))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = (torch.einsum("bhid,dne->bhie", x, self.w) for x in (q, k))
+        return q.softmax(-1) @ (k.softmax(-2).mT @ v)
+
+
+@pytest.mark.parametrize(("kind", "named"), [(Mixture, 0), (HeadsLast, 1), (Linear, 1)])
+def test_a_softmax_over_anything_else_is_named_once_if_it_met_values(kind: type[nn.Module], named: int) -> None:
+    model, given = kind(), inputs()
+    blind = model(*given)
+    with watch(model) as seen:
+        assert torch.equal(model(*given), blind)
+    assert seen.calls == {}
+    assert [one.reason for one in seen.unseen] == [WHAT_IT_IS] * named
+
+
+def test_what_is_refused_inside_a_module_is_not_named_twice() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = HeadsLast()
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.inner(q, k, v)
+
+    model = Attention()
+    with watch(model) as seen:
+        model(*inputs())
+    assert [one.name for one in seen.unseen] == ["inner"]
+
+
+class Scaled(nn.Module):
+    """Attention twice: by hand, then by the fused call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("forbidden", FORBIDDEN.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = (x @ x.transpose(-2, -1) / 4).masked_fill(self.forbidden, -torch.inf)
+        x = scores.softmax(-1) @ x
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
+@pytest.mark.parametrize("taken_apart", [False, True])
+def test_an_exported_model_is_seen_as_its_original(taken_apart: bool) -> None:
+    model, x = Scaled(), torch.randn(2, 4, 6, 16)
+    exported = torch.export.export(model, (x,))
+    program = (exported.run_decompositions() if taken_apart else exported).module()
+    with torch.no_grad(), watch(model) as original:
+        model(x)
+    with torch.no_grad(), watch(program) as seen:
+        assert torch.allclose(program(x), model(x), atol=1e-6)
+    assert seen.map(0, 3, batch=1) == pytest.approx(original.map(0, 3, batch=1), abs=5e-6)
+    if taken_apart:  # the fused call is written out there in a way that is refused
+        assert len(seen.unseen) == 1
+    else:
+        assert len(seen.layers) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_tracing_is_left_alone_and_said() -> None:
+    model, x = Scaled(), torch.randn(2, 4, 6, 16)
+    with torch.no_grad(), watch(model) as seen:
+        traced = torch.jit.trace(model, (x,))
+    assert torch.equal(traced(x), model(x))
+    assert "while torch.jit.trace ran the model it was not watched" in seen.notes
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_what_is_within_torchscript_is_said_once() -> None:
+    model, x = nn.Sequential(nn.Sequential(Scaled())), torch.randn(2, 4, 6, 16)
+    with torch.no_grad(), watch(nn.Sequential(torch.jit.trace(model, (x,)), nn.Identity())) as seen:
+        pass
+    assert seen.notes == ["0 is TorchScript, which runs out of sight: watch its original"]
+
+
+def test_a_device_without_numbers_is_the_reason_that_is_given() -> None:
+    model = Scaled().to("meta")
+    with torch.no_grad(), watch(model) as seen:
+        model(torch.randn(2, 4, 6, 16, device="meta"))
+    assert len(seen.unseen) == 2
+    assert all(one.reason.endswith("it ran on the meta device, which holds no numbers") for one in seen.unseen)

@@ -140,10 +140,11 @@ class Recording(Summaries):
         found = []
         for name, ran in self.ran.items():
             above = [name[:i] for i, letter in enumerate(name) if letter == "."]
-            inside = name + "."
-            if name in seen or any(s.startswith(inside) or not name for s in seen):
+            inside = f"{name}." if name else ""
+            if name in seen or any(s.startswith(inside) for s in seen):
                 continue  # seen, or made of something seen
-            if name not in self.refused and any(other.startswith(inside) for other in self.ran):
+            others = {*self.ran, *self.refused} - {name}
+            if name not in self.refused and any(other.startswith(inside) for other in others):
                 continue  # the attention is a module inside
             if any(a in self.ran and (a in seen or a in self.refused) for a in above):
                 continue  # a helper of one that is accounted for

@@ -3,44 +3,47 @@
 A product of two tensors is followed through whatever is done to it: scaling, softcaps (c tanh(s / c)), biases, masks,
 sinks appended as columns, reshaping of the axes in front. If it then goes through a softmax over keys and multiplies
 values, it was attention, and is reported as any other call: the queries and keys that were multiplied, and the rule
-that was put together on the way (`scores.py`).
+that was put together on the way (`scores.py`). Keys may come before queries, products may be multiplied and summed, a
+softmax may be an exponential and its sum.
 
 Exact or nothing: at the softmax some rows are computed again from what is to be reported and compared with the rows
-the model got. Where they differ, or where something was done to the scores that this file has no rule for, the call is
-refused, with that as the reason. Next: `interface.py`, transformers' own site.
+the model got. Where they differ, or where something was done to the scores that `steps.py` has no rule for, the call is
+refused, with that as the reason. So is what met values by a softmax over anything else. Next: `interface.py`,
+transformers' own site.
 """
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clearhead.seeing.sites.einsum import product_of, values_of
+from clearhead.seeing.sites.einsum import mixes, values_of
 from clearhead.seeing.sites.found import Found
 from clearhead.seeing.sites.scores import CannotFollow, Scores, differs
-from clearhead.seeing.sites.vocabulary import WHAT, turns
+from clearhead.seeing.sites.steps import (
+    UNKNOWN,
+    Exponent,
+    Pairs,
+    Spread,
+    State,
+    Turned,
+    Weights,
+    axis,
+    begin,
+    changed,
+    fixed,
+    flat,
+    operands,
+    pairs_of,
+    parts,
+    passed_on,
+    spread,
+)
+from clearhead.seeing.sites.vocabulary import WHAT, as_written, turns
 
-
-@dataclass(eq=False)
-class Weights:
-    """What a softmax made of scores, on its way to the values; shared by what is made of it."""
-
-    scores: Scores
-    dropout: float = 0.0
-    told: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Turned:
-    """Weights as (key, query), for values that come first, as (d, key)."""
-
-    weights: Weights
-
-
-State = Scores | Weights | Turned
+Met = tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
 class ByHand:
@@ -56,17 +59,22 @@ class ByHand:
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run one of torch's functions, and know what its result is made of."""
-        what = WHAT.get(func)
+        called = as_written(func)
+        what = WHAT.get(called)
         if (what is None and not self.known) or torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        given = [self.state(x) for x in _flat(args, kwargs)] if self.known else []
+        given = [self.state(x) for x in flat(args, kwargs)] if self.known else []
         state = next((s for s in given if s is not None), None)
-        if state is None and what != "product":
+        pairs = pairs_of(args) if state is None and what == "times" else None
+        if state is None and what not in ("product", "softmax") and pairs is None:
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
+        if pairs is not None:
+            self.keep(out, Pairs(*pairs))
+            return out
         flow = self.gradients and torch.is_grad_enabled()
         with torch._C.DisableTorchFunction(), torch.set_grad_enabled(flow):
-            return self.after(func, what, args, kwargs, state, out)
+            return self.after(called, what, args, kwargs, state, out)
 
     def after(
         self,
@@ -78,17 +86,26 @@ class ByHand:
         out: Any,
     ) -> Any:
         """Return `out`, or what the report answered in its place, having noted what it is made of."""
-        if isinstance(state, Weights | Turned) and what == "product":
-            return self.arrived(func, _tensors(args, kwargs), state, out)
-        changed = args[0] if what == "hide" and out is None else out  # scores[mask] = -inf returns nothing
-        if not isinstance(changed, Tensor) or changed.ndim < 2 or not changed.is_floating_point():
+        if what == "product" and isinstance(state, Exponent):
+            state = self.never_divided(state, flat(args, kwargs))
+        if what == "product" and isinstance(state, Weights | Turned):
+            return self.arrived(func, operands(args, kwargs), state, out)
+        if what == "sum" and isinstance(state, Spread):
+            met = (state.v, _as_it_is, _as_it_is)
+            summed = axis(args, kwargs, args[0]) == -2 and out.ndim == args[0].ndim - 1
+            return self.tell(state.weights, met, out) if summed else out
+        if isinstance(out, (tuple, list)):
+            for part, known in parts(state, out):
+                self.keep(part, known)
+        made = args[0] if what == "hide" and out is None else out  # scores[mask] = -inf returns nothing
+        if not isinstance(made, Tensor) or made.ndim < 2 or not made.is_floating_point():
             return out
         try:
-            after = self.step(func, what, args, kwargs, state, changed)
+            after = self.step(func, what, args, kwargs, state, made)
         except (CannotFollow, RuntimeError, TypeError, ValueError, IndexError) as error:
-            after = _broken(state, func, changed, error)
+            after = _broken(state, func, made, error)
         if after is not None:
-            self.keep(changed, after)
+            self.keep(made, after)
         return out
 
     def step(
@@ -101,69 +118,126 @@ class ByHand:
         out: Tensor,
     ) -> State | None:
         """Return what `out` is made of, None if that is nothing to follow; raises CannotFollow."""
-        if isinstance(state, Weights | Turned) and turns(func, args, out):
-            return Turned(state) if isinstance(state, Weights) else state.weights
-        if isinstance(state, Turned):
-            return state if what == "cast" else None
-        if isinstance(state, Weights):
-            return _passed_on(what, args, kwargs, state, out)
-        if state is None:
-            return _begin(func, args, kwargs, out)
+
+        def is_it(x: Any) -> bool:
+            return self.state(x) is state
+
+        if isinstance(state, Weights | Turned | Spread):
+            return _on_its_way(func, what, args, kwargs, state, out, is_it)
+        if isinstance(state, Pairs):
+            summed = what == "sum" and axis(args, kwargs, args[0]) == -1 and out.ndim == args[0].ndim - 1
+            return Scores.product(state.q, state.k, out) if summed else None
+        if isinstance(state, Exponent):
+            return self.divided(what, args, state, out)
         if what == "softmax":
-            return self.softmax(state, args, kwargs, out)
+            return self.softmax(state, axis(args, kwargs, out), out)
+        if state is None:
+            return begin(func, args, kwargs, out)
+        if what == "exp":
+            return Exponent(state)
+        if what == "drawn":
+            return Weights(state.failed(f"its weights came of {_name(func)}"))
         if state.broken is not None:
             return state if out.shape[-2:] == (state.n_queries, state.n_columns) else None
         if what is None:
             raise CannotFollow(f"its scores went through {_name(func)}")
-        return _changed(what, args, kwargs, state, out, lambda x: self.state(x) is state)
+        return changed(what, args, kwargs, state, out, is_it)
 
-    def softmax(self, scores: Scores, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Weights | None:
-        """Check the scores against the weights that the model got of them."""
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if dim not in (-1, out.ndim - 1):
-            return None  # over queries, or over heads: not attention as we know it
+    def softmax(self, scores: Scores | None, dim: int | None, out: Tensor) -> Weights | Turned | None:
+        """Check the scores against the weights that the model got of them; where no scores are known, know why."""
+        if scores is not None and dim in (-1, -2):
+            return self.normalised(scores, dim, out)
+        if scores is not None:
+            return Weights(scores.failed("its softmax was over neither its keys nor its queries"))
+        weights = Weights(Scores.unknown(out.mT if dim == -2 else out, UNKNOWN))
+        return Turned(weights) if dim == -2 else weights
+
+    def normalised(self, scores: Scores, dim: int, out: Tensor) -> Weights | Turned:
+        """Check scores, those of keys and queries where `dim` is -2, against what should be their softmax."""
         try:
-            scores = scores.tidied()
-            reason = differs(scores, out)
+            scores = (scores.turned() if dim == -2 else scores).tidied()
+            reason = differs(scores, out.mT if dim == -2 else out)
         except (CannotFollow, RuntimeError) as error:
             reason = str(error)
-        return Weights(scores if reason is None else scores.failed(reason))
+        weights = Weights(scores if reason is None else scores.failed(reason))
+        return Turned(weights) if dim == -2 else weights
+
+    def divided(self, what: str | None, args: Sequence[Any], state: Exponent, out: Tensor) -> State | None:
+        """Return what the exponential of scores becomes: weights, where it is divided by its sum."""
+        if what == "cast":
+            return state
+        by = args[1] if len(args) > 1 and self.state(args[0]) is state else None
+        if what in ("times", "over") and isinstance(by, Tensor) and by.ndim == out.ndim and 1 in by.shape[-2:]:
+            return self.normalised(state.scores, -1 if by.shape[-1] == 1 else -2, out)
+        if out.shape[-2:] != (state.scores.n_queries, state.scores.n_columns):
+            return None
+        return Exponent(state.scores.failed("the exponentials of its scores were changed before their sum was taken"))
+
+    def never_divided(self, state: Exponent, given: Sequence[Any]) -> Weights | Turned:
+        """Return what the exponential of scores is that meets the values: weights, if the scores were log-softmaxed."""
+        w = next(x for x in given if self.state(x) is state)
+        weights = self.normalised(state.scores, -1, w)
+        if isinstance(weights, Weights) and weights.scores.broken is not None:
+            weights = Weights(state.scores.failed("its weights met the values before they were divided by their sum"))
+        self.keep(w, weights)
+        return weights
 
     def arrived(self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned, out: Tensor) -> Tensor:
-        """Weights have met the values: tell, once."""
+        """Weights have met the values, or something else; return the output to go on with."""
         weights = state.weights if isinstance(state, Turned) else state
-        if weights.told:
+        given = [x for x in flat(args, {}) if isinstance(x, Tensor)]
+        pair = all(x.ndim > 2 and not fixed(x) for x in given)  # not tokens x classes, nor something learned
+        if weights.told or (weights.scores.broken == UNKNOWN and not pair):
             return out
         try:
             met = self.met(func, args, state)
         except (IndexError, RuntimeError, ValueError):  # operands by name, or axes unlike any known
             met = None
-        if met is None:
-            return out
-        v, lay, back = met
-        weights.told, scores = True, weights.scores
-        weights.scores = scores.emptied()  # the model may return its weights: they keep nothing of this alive
-        if scores.broken is None and scores.sinks and v.shape[-2] != scores.n_keys:
-            scores = scores.failed("columns were appended to its scores, and their weights used")
-        if scores.broken is not None:
-            self.lost(f"attention by hand that cannot be told exactly: {scores.broken}")
-            return out
-        edited = self.found(Found(scores, weights.dropout, v, out, lay))
-        return out if edited is None else back(edited)
+        if met is not None:
+            return self.tell(weights, met, out)
+        size = (weights.scores.n_queries, weights.scores.n_keys)
+        by_letters = func is torch.einsum and isinstance(args[0], str)
+        if mixes(args, lambda x: self.state(x) is state) if by_letters else tuple(out.shape[-2:]) in (size, size[::-1]):
+            mixed = weights.scores.failed("its weights were mixed with each other before they met the values")
+            self.keep(out, Weights(mixed))
+        elif any(self.state(x) is None and not fixed(x) for x in given):
+            self.refuse(weights, "its weights met something that is not the values of its keys alone")
+        return out
 
-    def met(
-        self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+    def tell(self, weights: Weights, met: Met, out: Tensor) -> Tensor:
+        """Tell, once, of weights that met the values; return the output to go on with."""
+        v, lay, back = met
+        scores, laid = weights.scores, lay(out)
+        if weights.told:
+            return out
+        whole = (laid.shape[:-2].numel(), laid.shape[-2], v.shape[-2])
+        if scores.sinks and v.shape[-2] != scores.n_keys:
+            self.refuse(weights, "columns were appended to its scores, and their weights used")
+        elif whole != (torch.Size(scores.lead).numel(), scores.n_queries, scores.n_keys):
+            self.refuse(weights, "only some of its weights met these values, or the same met several")
+        elif scores.broken is not None:
+            self.refuse(weights, scores.broken)
+        else:
+            weights.told, weights.scores = True, scores.emptied()  # the model may return its weights: they hold nothing
+            edited = self.found(Found(scores, weights.dropout, v, out, lay))
+            return out if edited is None else back(edited)
+        return out
+
+    def refuse(self, weights: Weights, reason: str) -> None:
+        """Say, once, why weights that met values cannot be told."""
+        weights.told, weights.scores = True, weights.scores.failed(reason).emptied()
+        self.lost(f"attention by hand that cannot be told exactly: {weights.scores.broken}")
+
+    def met(self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned) -> Met | None:
         """Return values, how an output is laid out as (*lead, time, d), and the way back; None where weights did not
         multiply values."""
+        turned = isinstance(state, Turned)
         if func is torch.einsum:
-            return values_of(args, lambda x: self.state(x) is state) if isinstance(state, Weights) else None
-        w, v = args if isinstance(state, Weights) else reversed(args)
+            return values_of(args, lambda x: self.state(x) is state, turned)
+        w, v = reversed(args) if turned else args
         if self.state(w) is not state or not isinstance(v, Tensor) or v.ndim < 2:
             return None  # weights on the wrong side of values, as in a product of weights with weights
-        if isinstance(state, Weights):
-            return v, lambda x: x, lambda x: x
-        return v.mT, lambda x: x.mT, lambda x: x.mT
+        return (v.mT, _turned, _turned) if turned else (v, _as_it_is, _as_it_is)
 
     def state(self, x: Any) -> State | None:
         """Return what is known of `x`."""
@@ -181,91 +255,25 @@ class ByHand:
         known[key] = (weakref.ref(x, forget), state)
 
 
-def _begin(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Scores | None:
-    """Return the scores that a product of queries and keys is; None for a layer's product with its weight."""
-    if func is torch.einsum:
-        made = product_of(args)
-        return None if made is None else Scores.product(*made, out)
-    tensors = _tensors(args, kwargs)
-    bias = tensors.pop(0) if len(tensors) > 2 else None
-    if len(tensors) != 2 or not all(isinstance(x, Tensor) and x.ndim > 1 for x in tensors):
-        return None
-    if any(isinstance(x, nn.Parameter) and x.ndim == 2 for x in tensors):
-        return None  # a linear layer
-    scores = Scores.product(tensors[0], tensors[1].mT, out)
-    if bias is not None:  # baddbmm: beta * bias + alpha * product
-        scores = scores.times(kwargs.get("alpha", 1)).plus(bias, kwargs.get("beta", 1), out)
-    return scores
-
-
-def _changed(
-    what: str,
+def _on_its_way(
+    func: Callable[..., Any],
+    what: str | None,
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    scores: Scores,
+    state: Weights | Turned | Spread,
     out: Tensor,
     is_it: Callable[[Any], bool],
-) -> Scores | None:
-    """Return the scores after one of the steps of NAMES."""
-    ours = [is_it(x) for x in args]
-    if what in ("times", "over", "plus", "minus"):
-        other: Any = args[0] if not ours[0] else kwargs.get("other", args[1] if len(args) > 1 else None)
-        if ours[0] and is_it(other):
-            raise CannotFollow("its scores were combined with themselves")
-        if what == "times":
-            return scores.times(other)
-        if not ours[0] and what != "plus":
-            raise CannotFollow("its scores were what something was divided by or lessened by")
-        if what == "over":
-            return scores.times(1 / other)
-        return scores.plus(other, kwargs.get("alpha", 1) * (1 if what == "plus" else -1), out)
-    if what == "cap":
-        return scores.cap()
-    if what == "floor":
-        if kwargs.get("max") is not None or len(args) > 2:
-            raise CannotFollow("its scores were clamped from above")
-        return scores.floor(kwargs.get("min", kwargs.get("other", args[1] if len(args) > 1 else None)))
-    if what == "hide":
-        return _hidden(args, kwargs, scores, out, ours)
-    if what == "join":
-        return scores.join(args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0), is_it, out)
-    if what == "shape":
-        return scores.reshape(out)
-    if what == "cast":
-        return scores.cast(out)
-    raise CannotFollow(f"its scores went through {what}")
-
-
-def _hidden(args: Sequence[Any], kwargs: dict[str, Any], scores: Scores, out: Tensor, ours: Sequence[bool]) -> Scores:
-    """Return the scores after masked_fill(scores, mask, x), where(mask, scores, x) or scores[mask] = x."""
-    if ours[0]:
-        mask, value = (kwargs.get(name, args[i] if len(args) > i else None) for i, name in ((1, "mask"), (2, "value")))
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise CannotFollow("some of its scores were set by index")
-        if mask.ndim < 2 and out.ndim > 1:
-            mask = mask[(None,) * (2 - mask.ndim)]
-        return scores.hide(mask, value, out)
-    if len(args) < 3:
-        raise CannotFollow("its scores went through where() without a mask")
-    mask = args[0] if ours[2] else ~args[0]
-    return scores.hide(mask, args[1] if ours[2] else args[2], out)
-
-
-def _passed_on(
-    what: str | None, args: Sequence[Any], kwargs: dict[str, Any], weights: Weights, out: Tensor
-) -> Weights | None:
-    """Return the weights after what may be done to them before they meet the values."""
-    if what in ("cast", "shape"):
-        return weights  # also a slice, which takes sinks away again: looked at when the values are met
-    if what == "dropout":
-        training = kwargs.get("training", args[2] if len(args) > 2 else True)
-        weights.dropout = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if training else 0.0
-        return weights
-    if out.shape[-2:].numel() < weights.scores.n_queries * weights.scores.n_keys:
-        return None  # a sum, a maximum, an index
-    if weights.told:
+) -> State | None:
+    """Return what weights are after a function that was no product."""
+    if isinstance(state, Spread):
         return None
-    return Weights(weights.scores.failed("its weights were changed between the softmax and the values"))
+    if turns(func, args, out):
+        return Turned(state) if isinstance(state, Weights) else state.weights
+    if isinstance(state, Weights):
+        apart = spread(args, state, out, is_it) if what == "times" else None
+        return apart or passed_on(what, args, kwargs, state, out)
+    passed = passed_on(what, args, kwargs, state.weights, out.mT)
+    return state if passed is state.weights else None if passed is None else Turned(passed)
 
 
 def _broken(state: State | None, func: Callable[..., Any], out: Tensor, error: Exception) -> Scores | None:
@@ -276,17 +284,12 @@ def _broken(state: State | None, func: Callable[..., Any], out: Tensor, error: E
     return state.failed(reason)
 
 
-def _flat(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """Return the arguments of a call, those in lists too."""
-    found: list[Any] = []
-    for x in (*args, *kwargs.values()):
-        found.extend(x) if isinstance(x, (list, tuple)) else found.append(x)
-    return found
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
-def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """Return what a product was given, by place or by name."""
-    return [*args, *(kwargs[name] for name in ("input", "batch1", "batch2", "mat2", "other") if name in kwargs)]
+def _turned(x: Tensor) -> Tensor:
+    return x.mT
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -25,11 +25,11 @@ def product_of(args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
 
 
 def values_of(
-    args: Sequence[Any], is_weights: Callable[[Tensor], bool]
+    args: Sequence[Any], is_weights: Callable[[Tensor], bool], turned: bool = False
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
     """Return values as (*lead, time, d), how an output is laid out like that, and how it goes back into its layout.
 
-    None where the einsum did not sum over the last axis of the weights alone.
+    None where the einsum did not sum over the last axis of the weights alone; of `turned` weights, the last but one.
     """
     read = _letters(args)
     if read is None:
@@ -39,12 +39,19 @@ def values_of(
     v, w_letters, v_letters = (b, a)[which], letters[which], letters[1 - which]
     own = [c for c in v_letters if c not in w_letters]
     lead, i, j = w_letters[:-2], w_letters[-2], w_letters[-1]
+    i, j = (j, i) if turned else (i, j)
     if j not in v_letters or j in result or i in v_letters or len(own) != 1 or set(result) != {*lead, i, *own}:
         return None
     order = [result.index(c) for c in (*lead, i, *own)]
     back = [order.index(axis) for axis in range(len(order))]
     v = _laid_out(v, v_letters, [*lead, j, *own], len(lead) + 1)
     return v, lambda x: x.permute(order), lambda x: x.permute(back)
+
+
+def mixes(args: Sequence[Any], is_weights: Callable[[Tensor], bool]) -> bool:
+    """Say whether the einsum kept both of the last two axes of the weights, and so made other weights of them."""
+    read = _letters(args)
+    return read is not None and set(read[0][0 if is_weights(read[1][0]) else 1][-2:]) <= set(read[2])
 
 
 def _letters(args: Sequence[Any]) -> tuple[tuple[str, str], tuple[Tensor, Tensor], str] | None:

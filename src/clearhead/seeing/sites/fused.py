@@ -13,7 +13,6 @@ Intercepting these calls is not new (attnread does so too). Next: `recorder.py` 
 """
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +37,7 @@ from clearhead.seeing.sites.trials import Trial
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
 ATEN = torch.ops.aten.scaled_dot_product_attention  # what it ends in; models that torch.export wrote call it
 FUSED_CALLS = {FUSED, ATEN, ATEN.default}
+TRACED = "while torch.jit.trace ran the model it was not watched"
 
 
 class TorchsOwn(threading.local):
@@ -79,6 +79,9 @@ class FusedCalls(TorchFunctionMode):
         """Run `func`, standing beside it if it is attention."""
         kwargs = kwargs or {}
         if self.in_flash:
+            return func(*args, **kwargs)
+        if torch._C._get_tracing_state() is not None:  # torch.jit.trace, which would write down what we compute
+            self.note(TRACED)
             return func(*args, **kwargs)
         if func in FUSED_CALLS and not torch.compiler.is_compiling():
             return self.see(func, *args, **kwargs)
@@ -258,16 +261,6 @@ class FusedCalls(TorchFunctionMode):
                 yield
         finally:
             functional.has_torch_function, OWN.texts = before, None
-
-
-@contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
-    """Run what was compiled as it was written; `compiled.py` lets go of this where it has a graph that tells."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @contextlib.contextmanager

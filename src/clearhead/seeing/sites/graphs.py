@@ -27,12 +27,14 @@ from clearhead.seeing.sites.flex import is_flex
 from clearhead.seeing.sites.fused import FUSED, FUSED_CALLS
 from clearhead.seeing.sites.normaliser import LogSumExp
 from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
+from clearhead.seeing.sites.trials import HOW
 from clearhead.seeing.sites.vocabulary import TURNS, WHAT
 
 TORCHS_OWN = F.multi_head_attention_forward
 ATTENDS = {*FUSED_CALLS, TORCHS_OWN}
 NEED_WEIGHTS = 15  # its place among the arguments of that function
 INFERENCE_KERNELS = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
+ENDS = ("softmax", "exp", "log", "sum", "drawn")  # behind these, numbers are no weights any more
 REFUSED_INSIDE = "attention in a graph inside it: activation checkpointing, a condition"
 BY_HAND = "attention written by hand, which is recognised only where it runs as Python"
 
@@ -153,7 +155,8 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
         if writes(node):
             written.update(map(memory, node.all_input_nodes))
         running = [names[number] for number in modules_of(node) if number in names]
-        graph.modules.update(running)
+        if not plain(node):
+            graph.modules.update(running)
         if node.op != "call_function" or node.target not in ATTENDS:
             continue
         name, group = running[-1][0] if running else "", 1
@@ -188,6 +191,15 @@ def memory(node: Any) -> int:
     """Return the identity of the memory that a node's tensor shows, which its views share."""
     shown = node.meta.get("example_value") if isinstance(node, torch.fx.Node) else None
     return int(shown.untyped_storage()._cdata) if isinstance(shown, Tensor) and shown.layout == torch.strided else 0
+
+
+def plain(node: torch.fx.Node) -> bool:
+    """Say whether a node is no more than its inputs and fixed numbers make of them (`trials.py`)."""
+    how = HOW.get(function_of(node)) if node.op in ("call_function", "call_method") else "alone"  # type: ignore[arg-type]
+    if how == "fixed":
+        shown = (x.meta.get("example_value") for x in node.all_input_nodes)
+        return sum(isinstance(x, Tensor) and not isinstance(x, nn.Parameter) for x in shown) <= 1
+    return how is not None
 
 
 def modules_of(node: torch.fx.Node) -> list[int]:
@@ -239,7 +251,7 @@ def untold(node: torch.fx.Node) -> str | None:
             kind = what(user)
             if kind == "product":
                 return BY_HAND
-            if kind is not None and kind != "softmax" and user not in known:
+            if kind is not None and kind not in ENDS and user not in known:
                 known.add(user)
                 ahead.append(user)
     return None
@@ -247,13 +259,16 @@ def untold(node: torch.fx.Node) -> str | None:
 
 def what(node: torch.fx.Node) -> str | None:
     """Return what is done by a node, in the words of `vocabulary.py`; `turn` where axes change places."""
-    name = getattr(node.target, "__name__", "")
-    if node.op == "call_method":
-        function = getattr(Tensor, str(node.target), None)
-    elif node.target is getattr:  # x.mT
+    if node.target is getattr:  # x.mT
         return "turn"
-    elif getattr(node.target, "__module__", None) == "_operator":  # a @ b, a * b, ...
-        function = getattr(Tensor, f"__{name.strip('_')}__", None)
-    else:
-        function = node.target if node.op == "call_function" else None
+    function = function_of(node)
     return "turn" if function in TURNS else WHAT.get(function)  # type: ignore[arg-type]
+
+
+def function_of(node: torch.fx.Node) -> Callable[..., Any] | None:
+    """Return the function of torch's that a node calls."""
+    if node.op == "call_method":
+        return getattr(Tensor, str(node.target), None)
+    if getattr(node.target, "__module__", None) == "_operator":  # a @ b, a * b, ...
+        return getattr(Tensor, f"__{getattr(node.target, '__name__', '').strip('_')}__", None)
+    return node.target if node.op == "call_function" else None  # type: ignore[return-value]

@@ -55,6 +55,12 @@ class Scores:
         eps = torch.finfo(out.dtype).eps
         return cls(q, k, tuple(out.shape[:-2]), 1.0, eps, (_version(q), _version(k)), given=(q, k))
 
+    @classmethod
+    def unknown(cls, out: Tensor, reason: str) -> "Scores":
+        """Return scores, or weights, of which no more is known than their shape, and why."""
+        q, k = (out.new_empty(n, 0) for n in out.shape[-2:])
+        return cls(q, k, tuple(out.shape[:-2]), 1.0, 0.0, (0, 0), broken=reason)
+
     @property
     def n_queries(self) -> int:
         """Return how many positions look."""
@@ -78,6 +84,14 @@ class Scores:
         """Return scores of the same shape that hold no tensor of the model's."""
         q, k = (self.q.new_empty(n, 0) for n in (self.n_queries, self.n_keys))
         return Scores(q, k, self.lead, self.scale, self.eps, self.versions, broken=self.broken)
+
+    def turned(self) -> "Scores":
+        """Return the scores of keys and queries as those of queries and keys."""
+        if self.sinks:
+            raise CannotFollow("its softmax was over queries, and sinks were appended")
+        terms, hidden = (tuple(x.mT for x in group) for group in (self.terms, self.hidden))
+        zeroed = None if self.zeroed is None else self.zeroed.mT
+        return replace(self, q=self.k, k=self.q, terms=terms, hidden=hidden, zeroed=zeroed)
 
     def times(self, by: Any) -> "Scores":
         """Return the scores multiplied by a number, or by a tensor that is the same for all keys."""
@@ -228,6 +242,8 @@ def differs(scores: Scores, weights: Tensor) -> str | None:
         return scores.broken
     if tuple(weights.shape) != (*scores.lead, scores.n_queries, scores.n_columns):
         return "its weights have another shape than its scores"
+    if weights.is_meta:
+        return "it ran on the meta device, which holds no numbers"
     if scores.given is not None and scores.versions != tuple(map(_version, scores.given)):
         return "its queries or keys were overwritten before the softmax"
     rows = torch.tensor(sorted({0, scores.n_queries // 2, scores.n_queries - 1}), device=weights.device)
@@ -243,7 +259,9 @@ def differs(scores: Scores, weights: Tensor) -> str | None:
         made = torch.cat([made, *(s.index_select(-2, rows).to(exact) for s in scores.sinks)], -1)
     size = made.masked_fill(~made.isfinite() | (made < NOTHING_LEFT), 0).abs().max()
     have, want = weights.index_select(-2, rows).to(exact), made.softmax(-1)
-    error = (have - want).nan_to_num().abs().max()  # a row that may look nowhere is not a number, for both
+    if not torch.equal(have.isnan(), want.isnan()):  # a row that may look nowhere is not a number, for both
+        return "weights computed again are numbers where its own are none, or the other way round"
+    error = (have - want).nan_to_num().abs().max()
     allowed = 1e-6 + torch.finfo(weights.dtype).eps + ROUNDING * scores.eps * (1 + size)
     if not bool(error <= allowed):
         return f"weights computed again differ from its own by {float(error):.1e}"

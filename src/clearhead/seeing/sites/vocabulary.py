@@ -13,6 +13,7 @@ NAMES = {
     "over": "div div_ divide true_divide __truediv__ __itruediv__",
     "plus": "add add_ __add__ __radd__ __iadd__",
     "minus": "sub sub_ subtract __sub__ __isub__",
+    "neg": "neg neg_ negative __neg__",
     "cap": "tanh tanh_",
     "floor": "maximum max clamp clamp_ clamp_min clamp_min_",
     "hide": "masked_fill masked_fill_ where __setitem__",
@@ -20,6 +21,10 @@ NAMES = {
     "shape": "view reshape unsqueeze squeeze flatten unflatten view_as reshape_as expand expand_as __getitem__",
     "cast": "to float double half bfloat16 type type_as contiguous clone",
     "softmax": "softmax softmax_",
+    "log": "log_softmax",  # the scores, less one number a row
+    "exp": "exp exp_",
+    "sum": "sum",
+    "drawn": "gumbel_softmax softmin",
     "dropout": "dropout dropout_ feature_dropout",
 }
 PLACES = (torch, torch.Tensor, F, torch.special)
@@ -36,6 +41,20 @@ TURNS = {
     for place in PLACES
     if hasattr(place, name)
 } | {Tensor.mT.__get__, Tensor.T.__get__}  # type: ignore[attr-defined]
+
+INSIDE = {"_softmax": "softmax", "_log_softmax": "log_softmax", "_unsafe_view": "view", "_to_copy": "to"}
+
+
+def as_written(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that a model calls where torch.export wrote one of its operators; else `func`."""
+    if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten":
+        return func
+    name = func._schema.name.removeprefix("aten::")
+    name = INSIDE.get(name, name)
+    for place in PLACES:
+        if hasattr(place, name):
+            return getattr(place, name)  # type: ignore[no-any-return]
+    return func
 
 
 def turns(func: Callable[..., Any], args: Sequence[Any], out: Tensor) -> bool:

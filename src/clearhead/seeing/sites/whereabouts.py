@@ -18,10 +18,11 @@ from clearhead.seeing.recordings.recording import Ran, Recording
 from clearhead.seeing.sites.compiled import compiled
 from clearhead.seeing.sites.compiler import plain_name
 from clearhead.seeing.sites.flash import flash_attention
-from clearhead.seeing.sites.fused import FusedCalls, uncompiled
+from clearhead.seeing.sites.fused import FusedCalls
 from clearhead.seeing.sites.interface import asked_of_interface
 from clearhead.seeing.sites.sighting import Report, Sighting
 from clearhead.seeing.sites.trials import Trial, is_leaf_of_torch
+from clearhead.seeing.sites.uncompiled import uncompiled
 
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
 NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
@@ -62,6 +63,7 @@ class Whereabouts:
         self.inputs: list[tuple[nn.Module, Any, Any]] = []  # what each of them was given
         self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
         self.hooks: dict[nn.Module, Hooks] = {}
+        self.scripted: list[str] = []  # modules in TorchScript, a dot behind their names
         self.mode: FusedCalls | None = None
         self.not_in_graphs: str | None = None  # why calls cannot be told of from within compiled graphs
         self.also_backward = False  # report layers, too, that activation checkpointing runs again during backward
@@ -71,7 +73,11 @@ class Whereabouts:
     def following(self, name: str, module: nn.Module) -> Iterator[None]:
         """Know while `module` runs, by hooks that are gone afterwards."""
         if isinstance(module, torch.jit.ScriptModule):
-            self.recording.note(f"{name or 'the model'} is TorchScript, which runs out of sight: watch its original")
+            if not any(f"{name}.".startswith(outer) for outer in self.scripted):
+                self.scripted.append(f"{name}." if name else "")
+                self.recording.note(
+                    f"{name or 'the model'} is TorchScript, which runs out of sight: watch its original"
+                )
             yield
             return
         name = plain_name(name)
@@ -153,7 +159,9 @@ class Whereabouts:
     def refuse(self, reason: str) -> None:
         """Say why a call of the running module is not recorded."""
         if self.running and torch._C._current_graph_task_id() == -1:
-            self.recording.refused[self.count()[1]] = reason
+            name = self.count()[1]
+            if self.recording.refused.get(self.running[-1]) != reason:  # a loop over heads is refused once
+                self.recording.refused[name] = reason
 
     def split(self, n: int) -> tuple[int, int]:
         """Return how many texts and how many heads the running module has put on one axis, `n` long.
@@ -195,7 +203,7 @@ def standing_beside(model: nn.Module, whereabouts: Whereabouts, report: Report) 
         for name, module in model.named_modules():
             if not is_leaf_of_torch(module) and module not in regions:
                 stack.enter_context(whereabouts.following(name, module))
-        stack.enter_context(uncompiled())
+        stack.enter_context(uncompiled(model, whereabouts.recording.note))
         told = report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note
         calls = FusedCalls(*told, gradients=whereabouts.also_backward)
         stack.enter_context(asked_of_interface(calls.through))

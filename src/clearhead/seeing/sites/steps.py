@@ -1,0 +1,213 @@
+"""What one of torch's functions makes of scores, or of weights on their way to the values. Next: `byhand.py`.
+
+Between the product and the values stand scores, then weights; turned, where a model has keys before queries. A model
+that multiplies and sums instead of calling a product has something wider for a moment (`Pairs`, `Spread`), and one that
+writes its softmax out has numbers whose rows are yet to be divided by their sum (`Exponent`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearhead.seeing.sites.einsum import product_of
+from clearhead.seeing.sites.scores import CannotFollow, Scores
+
+UNKNOWN = "its softmax was over something else than a product of queries and keys that could be followed"
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Queries times keys, before their last axis is summed: (*lead, query, key, d_head)."""
+
+    q: Tensor
+    k: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Exponent:
+    """The exponential of scores."""
+
+    scores: Scores
+
+
+@dataclass(eq=False)
+class Weights:
+    """What a softmax made of scores, on its way to the values; shared by what is made of it."""
+
+    scores: Scores
+    dropout: float = 0.0
+    told: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """Weights as (key, query), for values that come first, as (d, key)."""
+
+    weights: Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Weights times values, before the sum over keys: (*lead, query, key, d_value)."""
+
+    weights: Weights
+    v: Tensor
+
+
+State = Scores | Pairs | Exponent | Weights | Turned | Spread
+
+
+def flat(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Return the arguments of a call, those in lists too."""
+    found: list[Any] = []
+    for x in (*args, *kwargs.values()):
+        found.extend(x) if isinstance(x, (list, tuple)) else found.append(x)
+    return found
+
+
+def operands(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Return what a product was given, by place or by name."""
+    return [*args, *(kwargs[name] for name in ("input", "batch1", "batch2", "mat2", "other") if name in kwargs)]
+
+
+def axis(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> int | None:
+    """Return the axis that a function was asked for, counted from the end of `out`; None where that is not one."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+    return (dim if dim < 0 else dim - out.ndim) if isinstance(dim, int) and not isinstance(dim, bool) else None
+
+
+def fixed(x: Any) -> bool:
+    """Say whether `x` is a parameter, or a view of one."""
+    return isinstance(x, nn.Parameter) or (isinstance(x, Tensor) and isinstance(x._base, nn.Parameter))
+
+
+def pairs_of(args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """Return (q, k) if two tensors are multiplied as (*lead, query, 1, d) and (*lead, 1, key, d)."""
+    if len(args) != 2 or not all(isinstance(x, Tensor) and x.ndim > 2 and x.shape[-1] > 1 for x in args):
+        return None
+    for q, k in (args, args[::-1]):
+        if q.shape[-2] == 1 == k.shape[-3] and q.shape[-3] > 1 < k.shape[-2] and q.shape[-1] == k.shape[-1]:
+            return q.squeeze(-2), k.squeeze(-3)
+    return None
+
+
+def begin(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Scores | None:
+    """Return the scores that a product of queries and keys is; None for a layer's product with its weight."""
+    if func is torch.einsum:
+        made = product_of(args)
+        return None if made is None or fixed(flat(args, {})[2]) else Scores.product(*made, out)
+    tensors = operands(args, kwargs)
+    bias = tensors.pop(0) if len(tensors) > 2 else None
+    if len(tensors) != 2 or not all(isinstance(x, Tensor) and x.ndim > 1 for x in tensors):
+        return None
+    if fixed(tensors[1]) or (fixed(tensors[0]) and tensors[0].ndim == 2):
+        return None  # a linear layer
+    scores = Scores.product(tensors[0], tensors[1].mT, out)
+    if bias is not None:  # baddbmm: beta * bias + alpha * product
+        scores = scores.times(kwargs.get("alpha", 1))
+        if (beta := kwargs.get("beta", 1)) != 0:  # then it is not even read
+            scores = scores.plus(bias, beta, out)
+    return scores
+
+
+def changed(
+    what: str,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    scores: Scores,
+    out: Tensor,
+    is_it: Callable[[Any], bool],
+) -> Scores:
+    """Return the scores after one of the steps of `vocabulary.py`; raises CannotFollow."""
+    ours = [is_it(x) for x in args]
+    if what in ("times", "over", "plus", "minus"):
+        other: Any = args[0] if not ours[0] else kwargs.get("other", args[1] if len(args) > 1 else None)
+        if ours[0] and is_it(other):
+            raise CannotFollow("its scores were combined with themselves")
+        if what == "times":
+            return scores.times(other)
+        if not ours[0] and what != "plus":
+            raise CannotFollow("its scores were what something was divided by or lessened by")
+        if what == "over":
+            return scores.times(1 / other)
+        return scores.plus(other, kwargs.get("alpha", 1) * (1 if what == "plus" else -1), out)
+    if what == "neg":
+        return scores.times(-1)
+    if what == "log":
+        if axis(args, kwargs, out) != -1 or scores.sinks:
+            raise CannotFollow("its scores went through log_softmax over another axis than its keys")
+        return scores  # less the same for all keys
+    if what == "cap":
+        return scores.cap()
+    if what == "floor":
+        if kwargs.get("max") is not None or len(args) > 2:
+            raise CannotFollow("its scores were clamped from above")
+        return scores.floor(kwargs.get("min", kwargs.get("other", args[1] if len(args) > 1 else None)))
+    if what == "hide":
+        return hidden(args, kwargs, scores, out, ours)
+    if what == "join":
+        return scores.join(args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0), is_it, out)
+    if what == "shape":
+        return scores.reshape(out)
+    if what == "cast":
+        return scores.cast(out)
+    raise CannotFollow(f"its scores went through {what}")
+
+
+def hidden(args: Sequence[Any], kwargs: dict[str, Any], scores: Scores, out: Tensor, ours: Sequence[bool]) -> Scores:
+    """Return the scores after masked_fill(scores, mask, x), where(mask, scores, x) or scores[mask] = x."""
+    if ours[0]:
+        mask, value = (kwargs.get(name, args[i] if len(args) > i else None) for i, name in ((1, "mask"), (2, "value")))
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise CannotFollow("some of its scores were set by index")
+        if mask.ndim < 2 and out.ndim > 1:
+            mask = mask[(None,) * (2 - mask.ndim)]
+        return scores.hide(mask, value, out)
+    if len(args) < 3:
+        raise CannotFollow("its scores went through where() without a mask")
+    mask = args[0] if ours[2] else ~args[0]
+    return scores.hide(mask, args[1] if ours[2] else args[2], out)
+
+
+def passed_on(
+    what: str | None, args: Sequence[Any], kwargs: dict[str, Any], weights: Weights, out: Tensor
+) -> Weights | None:
+    """Return the weights after what may be done to them before they meet the values."""
+    if what in ("cast", "shape"):
+        return weights  # also a slice, which takes sinks away again: looked at when the values are met
+    if what == "dropout":
+        training = kwargs.get("training", args[2] if len(args) > 2 else True)
+        weights.dropout = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if training else 0.0
+        return weights
+    if out.shape[-2:].numel() < weights.scores.n_queries * weights.scores.n_keys:
+        return None  # a sum, a maximum, an index
+    if weights.told:
+        return None
+    return Weights(weights.scores.failed("its weights were changed between the softmax and the values"))
+
+
+def spread(args: Sequence[Any], weights: Weights, out: Tensor, is_it: Callable[[Any], bool]) -> Spread | None:
+    """Return weights as (query, key, 1) times values as (1, key, d); None where that is not what was multiplied."""
+    w, v = args if is_it(args[0]) else args[::-1]
+    size = (weights.scores.n_queries, weights.scores.n_keys)
+    if not isinstance(v, Tensor) or w.ndim < 3 or tuple(w.shape[-3:]) != (*size, 1) or v.ndim < 3:
+        return None
+    apart = v.shape[-3] == 1 and v.shape[-2] == size[1] and tuple(out.shape[-3:-1]) == size
+    return Spread(weights, v.squeeze(-3)) if apart else None
+
+
+def parts(state: State | None, out: Sequence[Any]) -> Iterator[tuple[Tensor, State]]:
+    """Yield the tensors that scores or weights were taken apart into, and that this cannot be followed."""
+    whole = state.scores if isinstance(state, Weights) else state
+    if not isinstance(whole, Scores) or (isinstance(state, Weights) and state.told):
+        return
+    for x in out:
+        if isinstance(x, Tensor) and x.ndim > 1 and x.is_floating_point() and x.shape[-1] == whole.n_columns > 1:
+            if isinstance(state, Weights):
+                yield x, Weights(Scores.unknown(x, "its weights were taken apart before they met the values"))
+            else:
+                yield x, Scores.unknown(x, "its scores were taken apart before the softmax")
