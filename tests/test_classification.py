@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.classification import BUDGET, PACKING_PAYS, Row, classify, embed, fastest, padded
-from clearhead.errors import ConfigError, InputError
+from clearhead.errors import ConfigError, InputError, ShapeError
 from clearhead.models.bert import Bert, BertConfig, BertForMaskedLM, BertForSequenceClassification
 from clearhead.packed import onednn_obstacle, pack
 
@@ -58,6 +58,13 @@ def test_a_single_label_is_no_choice_and_refused_at_once() -> None:
 
 def test_nothing_in_nothing_out(model) -> None:
     assert list(classify(model, [])) == [] and list(embed(model, iter(()))) == []
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS)
+@pytest.mark.parametrize("nothing", [[], [[3], []]], ids=str)
+def test_a_runner_says_that_it_was_given_nothing(model, runner, nothing: list[list[int]]) -> None:
+    with pytest.raises(ShapeError, match=f"at least one token, got {len(nothing)} rows"):
+        runner(model)(nothing)
 
 
 def test_an_endless_source_is_read_one_window_ahead(model) -> None:

@@ -5,8 +5,11 @@ Tiny random models, whose answers mean nothing.
 
 import io
 import json
+import os
 import re
+import shutil
 import wave
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ TEXTS = ("attention is not too shabby", "the quick brown fox", "Zürich — 東�
 SIZES = {"d_model": 32, "n_heads": 4, "d_ff": 48}
 END = "<|end|>"
 MAX_LEN = 64
+GPT_WORDS = 320  # and a few: as many as the GPT guesses from, or more
 
 
 def shaken(model: nn.Module, std: float = 0.3) -> nn.Module:
@@ -155,6 +159,26 @@ def test_an_answer_ends_before_what_stops_it(call: Any, places: dict[str, Path])
     assert letters(call("generate", *options, "--stop", stop).out) == letters(TEXTS[0] + found["written"])
 
 
+def test_a_stop_that_begins_with_a_space_ends_an_answer_that_does(
+    call: Any, places: dict[str, Path], tmp_path: Path
+) -> None:
+    # Tokenizers after SentencePiece drop the space that begins a text; an answer's first word has one all the same.
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    folder = shutil.copytree(places["gpt"], tmp_path / "gpt")
+    names = ["<unk>", "▁not", "▁shabby", *(f"▁word{i}" for i in range(GPT_WORDS))]
+    pieces = Backend(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    Tokenizer(pieces, {}).save(folder)
+    options = ("not shabby", "--model", folder, "--seed", 1, "--max-new-tokens", 9, "--json")
+    (free,) = call("generate", *options).json
+    first = " " + free["written"].split()[0]
+    assert free["written"].startswith(first)
+    (stopped,) = call("generate", *options, "--stop", first).json
+    assert (stopped["written"], stopped["tokens"], stopped["end"]) == ("", 1, "stop")
+
+
 def test_a_beginning_that_is_too_long_loses_its_first_pieces(call: Any, places: dict[str, Path]) -> None:
     done = call("generate", "not " * 90, "--model", places["gpt"], "--max-new-tokens", 10, "--json", "--seed", 1)
     assert done.json[0]["tokens"] == 10
@@ -229,7 +253,58 @@ def test_translate_writes_what_the_model_makes_of_each_text(
     assert len(people.out.splitlines()) == len(TEXTS)
 
 
+def test_an_answer_begins_with_the_token_that_the_checkpoint_forces(places: dict[str, Path], tmp_path: Path) -> None:
+    from clearhead.cli.answers import Choices, Writer
+    from clearhead.generation import Never, Step
+
+    def likely(steps: Iterator[Step]) -> list[float]:
+        return [token.logprob for step in steps for token in step]
+
+    folder, forced = shutil.copytree(places["pair"], tmp_path / "pair"), 7
+    (folder / "generation_config.json").write_text(json.dumps({"forced_bos_token_id": forced}))
+    model, settings = load(folder), {"stop": {0}, "adjust": [Never([2])], "max_new_tokens": 8}
+    free, expected = (likely(generate(model, [[5, 6]], begin=begin, **settings)) for begin in ([2], [2, forced]))
+    came = likely(Writer("translate", str(folder)).write([[5, 6]], 8, Choices(8)))
+    assert came == pytest.approx(expected, abs=1e-4) != pytest.approx(free, abs=1e-4)
+
+
+@pytest.mark.parametrize("said", ["{", "[]", '{"eos_token_id": "x"}', '{"forced_bos_token_id": [-1]}'])
+def test_a_broken_file_about_writing_is_named(said: str, call: Any, places: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(places["pair"], tmp_path / "pair")
+    (folder / "generation_config.json").write_text(said)
+    done = call("translate", "x", "--model", folder)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert "generation_config.json" in done.err
+
+
 # ---------------------------------------------------------------- embed
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("1_Pooling", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}),
+        ("1_Pooling", {"pooling_mode": "lasttoken"}),
+        ("1_Pooling", {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}),
+        ("2_Dense", {"in_features": 32}),
+    ],
+    ids=str,
+)
+def test_vectors_that_sentence_transformers_makes_otherwise_are_refused(
+    file: str, said: dict[str, Any], call: Any, places: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(places["bert"], tmp_path / "bert")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}'
+    )
+    plain = call("embed", "x", "--model", folder)
+    assert (plain.code, plain.out) == (0, call("embed", "x", "--model", places["bert"]).out)
+    (folder / file).mkdir(exist_ok=True)
+    (folder / file / "config.json").write_text(json.dumps(said))
+    done = call("embed", "x", "--model", folder)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert f"{file}{os.sep}config.json" in done.err and "the mean over the tokens" in done.err
 
 
 def test_embed_gives_the_models_own_vectors_in_every_form(
@@ -521,7 +596,7 @@ def test_what_is_derived_is_what_the_layer_gave_whatever_the_model(
         model = encoder_decoder(replace(ENCODER_DECODERS[kind], vocab_size=n, pad_id=2, start_id=2, end_id=0))
         watched = WatchedPair(places["pair"], model)
     else:
-        modern = ModernBertConfig(vocab_size=n, n_layers=4, max_len=MAX_LEN, **SIZES)
+        modern = ModernBertConfig(vocab_size=n, n_layers=4, max_len=MAX_LEN, pad_id=0, **SIZES)
         model = shaken(ModernBert(modern)) if kind == "modernbert" else decoder(replace(DECODERS[kind], vocab_size=n))
         watched = WatchedText(places["gpt"], model)
     outputs: dict[nn.Module, torch.Tensor] = {}

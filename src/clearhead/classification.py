@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clearhead.errors import ClearheadError, ConfigError, InputError
+from clearhead.errors import ClearheadError, ConfigError, InputError, ShapeError
 from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassification
 from clearhead.models.modernbert import ModernBert, ModernBertConfig, ModernBertForSequenceClassification
 from clearhead.packed import PackedEncoder, obstacle, pack
@@ -93,13 +93,16 @@ def fastest(model: Encoder, dtype: torch.dtype | None = None) -> tuple[Runner, s
 def padded(model: nn.Module, dtype: torch.dtype | None = None) -> Runner:
     """Return a runner that pads rows to the longest and calls the model as it is, where it is.
 
-    Any processor, any of the model's tricks. `dtype` runs matrix products in half precision (torch.autocast).
+    Any processor, any of the model's tricks. `dtype` runs matrix products in half precision (torch.autocast). The
+    runner raises ShapeError for no rows, or an empty one.
     """
     place = next(model.parameters()).device
     call = model.embed if isinstance(model, Bert | ModernBert) else model
 
     @torch.no_grad()
     def run(rows: Sequence[Row]) -> Tensor:
+        if not rows or not min(map(len, rows)):
+            raise ShapeError(f"expected rows of at least one token, got {len(rows)} rows, the shortest of 0 tokens")
         lengths = torch.tensor([len(row) for row in rows])
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # any id: none looks
         is_ragged = int(lengths.min()) < tokens.shape[1]  # without a mask the fused attention call has less to do

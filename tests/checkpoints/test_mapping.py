@@ -143,6 +143,13 @@ def test_names_are_never_matched_in_part() -> None:
         read(NORM, {"norm.gamma_rays": ONES, "norm.bias": ZEROS}, OURS, 1)
 
 
+def test_sizes_that_no_memory_holds_are_refused_before_they_are_made() -> None:
+    huge = torch.empty(2**30, 2**20, device="meta")
+    table = Table(rules=(Rule("qkv", ("q", "k"), stacked(2)),))
+    with pytest.raises(CheckpointError, match=r"'qkv' has shape \(4, 4\), expected 2,251,799,813,685,248 numbers"):
+        read(table, {"qkv": torch.zeros(4, 4)}, {"q": huge, "k": huge}, 1)
+
+
 def test_quantised_tensors_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"'norm.weight' holds torch.int8"):
         read(NORM, {"norm.weight": ONES.to(torch.int8), "norm.bias": ZEROS}, OURS, 1)

@@ -227,6 +227,12 @@ def test_what_cannot_be_read_is_refused_at_once(prompts, settings, error: type[E
         generate(decoder(), prompts, **{"max_new_tokens": 4, **settings})
 
 
+@pytest.mark.parametrize("begin", [[], [VOCAB], [1, -1]], ids=str)
+def test_an_answer_cannot_begin_with_what_is_no_token(begin: list[int]) -> None:
+    with pytest.raises(InputError, match=f"begin: expected at least one token id, from 0 to {VOCAB - 1}"):
+        generate(encoder_decoder(), [[1]], max_new_tokens=4, begin=begin)
+
+
 def test_a_model_that_does_not_write_is_refused() -> None:
     sizes = {"vocab_size": 9, "d_model": 8, "n_heads": 2, "n_layers": 1, "d_ff": 8, "max_len": 8}
     with pytest.raises(ConfigError, match="a Bert does not write"):

@@ -186,6 +186,21 @@ def test_a_row_does_not_depend_on_its_neighbours(kind) -> None:
     torch.testing.assert_close(together[:3], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-6, 1e-9])
+@pytest.mark.parametrize("rows", [1, linear.FEW + 1])
+def test_small_weights_are_as_exact_as_any(size: float, rows: int) -> None:
+    needs(torch.float16)
+    torch.manual_seed(0)
+    weight, x = torch.randn(32, 64) * size, torch.randn(rows, 64)
+    exact = x.double() @ weight.double().T
+    came = float32_linear(weight, None, None)(x)
+    assert ((came - exact).abs() / (x.norm(dim=-1, keepdim=True) * weight.norm(dim=1))).max() < 5e-7
+    if size < 1e-4:
+        with pytest.raises(ConfigError, match=r"too small for float16.*bfloat16"):
+            HalfLinear(weight, None, None)
+    assert float(HalfLinear(weight * 0, None, None)(x).abs().max()) == 0, "nothing is lost of zeros"
+
+
 def test_weights_beyond_float16_are_refused_or_laid_out_otherwise() -> None:
     needs(torch.float16)
     weight = torch.eye(4) * 1e5

@@ -174,6 +174,19 @@ def test_loss_and_gradients_equal_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(ours.get_parameter(mine).grad, expected, rtol=1e-4, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("architecture", ["Gemma2ForCausalLM", "Gemma3ForCausalLM"])
+def test_a_gemma_without_windows_built_by_hand_opens_in_transformers(architecture: str, tmp_path: Path) -> None:
+    theirs = make_decoder(architecture, layer_types=["full_attention"] * 4)
+    theirs.save_pretrained(tmp_path / "old")
+    ours = load(tmp_path / "old")
+    by_hand = type(ours)(ours.config).eval()
+    by_hand.load_state_dict(ours.state_dict())
+    save(by_hand, tmp_path / "new", family=origin(ours).family)
+    tokens, starts = padded(17, 9)
+    again = continuations(reopen_decoder(tmp_path / "new", architecture), tokens, starts)
+    assert_equal(again, continuations(theirs, tokens, starts), starts)
+
+
 @pytest.mark.parametrize("architecture", [*DECODERS, *TRUNKS])
 def test_what_was_changed_opens_in_transformers(architecture: str, tmp_path: Path) -> None:
     # The config is then written anew, in the words of transformers 4.

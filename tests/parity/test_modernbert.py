@@ -1,6 +1,7 @@
 """ModernBERT computes what transformers computes, and goes round bit for bit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import transformers
 
 from clearhead.checkpoints import load, save, with_head
 from clearhead.classification import classify, embed
-from clearhead.errors import CheckpointError
+from clearhead.errors import CheckpointError, ConfigError
 from clearhead.models.gpt import RotaryConfig
 from clearhead.models.modernbert import (
     ModernBert,
@@ -113,6 +114,19 @@ def test_what_is_built_by_hand_opens_in_transformers(head: str, kind: type, tmp_
     rows = (slice(None),) if mine.ndim == 2 else (torch.arange(17) < lengths[:, None],)
     torch.testing.assert_close(mine[rows], answers(theirs.eval(), tokens, lengths)[rows], rtol=0, atol=1e-5)
     assert load(tmp_path).config == config
+
+
+def test_no_padding_is_no_token_beyond_the_vocabulary(tmp_path: Path) -> None:
+    make("ForMaskedLM").save_pretrained(tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    ours = load(tmp_path / "old")
+    assert ours.config.pad_id == 0
+    ours.config = replace(ours.config, max_len=63)  # written anew
+    save(ours, tmp_path / "new")
+    assert transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "new").config.pad_token_id == 0
+    with pytest.raises(ConfigError, match="pad_id 50283 is not one of the 61 token ids"):
+        ModernBertConfig(vocab_size=61)
 
 
 def test_texts_are_labelled_and_embedded_as_if_alone() -> None:

@@ -103,9 +103,12 @@ def read_gemma3(config: Json, architecture: str, names: Collection[str]) -> GPTC
 def write_gemma2(config: GPTConfig) -> dict[str, Any]:
     """Return `config` in Gemma 2's words."""
     assert config.scale is not None  # spelled out
+    windows = write_windows(config)
+    if windows["sliding_window"] is None:  # transformers wants a size, of windows that no layer has too
+        del windows["sliding_window"]
     return {
         **write_decoder(config, (*GEMMA2_FIELDS, SCORES)),
-        **write_windows(config),
+        **windows,
         "attention_bias": config.biases == "attention",
         "query_pre_attn_scalar": round(config.scale**-2),
     }

@@ -10,6 +10,7 @@ by exactly one rule.
 Next: `bert.py`, a table; `files.py`, where the tensors come from.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -113,10 +114,15 @@ def read_tensors(
     rules = _rules_for(table, like, n_layers)
     found = _find(table, source, [rule.theirs for rule in rules], n_layers)
     for rule in rules:
-        name, expected = found[rule.theirs], rule.op.write(tuple(_shape_of(like[ours]) for ours in _names(rule))).shape
-        if source.shapes[name] != tuple(expected):
+        name, parts = found[rule.theirs], [_shape_of(like[ours]) for ours in _names(rule)]
+        count, expected = sum(part.numel() for part in parts), ""
+        if len(parts) > 1 and count != math.prod(source.shapes[name]):  # as many bytes as config.json dreams of
+            expected = f"{count:,} numbers"
+        elif (shape := tuple(rule.op.write(tuple(parts)).shape)) != source.shapes[name]:
+            expected = str(shape)
+        if expected:
             raise CheckpointError(
-                f"{source.file(name)}: tensor {name!r} has shape {source.shapes[name]}, expected {tuple(expected)} "
+                f"{source.file(name)}: tensor {name!r} has shape {source.shapes[name]}, expected {expected} "
                 f"by config.json: the two do not belong together, get both from the same place"
             )
     for rule in sorted(rules, key=lambda rule: source.file(found[rule.theirs])):  # one file after the other
@@ -131,7 +137,10 @@ def read_tensors(
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
-    """Return what has the shape of `tensor` and takes no memory; on "meta", torch.cat imports torch's compiler."""
+    """Return what has the shape of `tensor` and takes no memory, until torch.cat makes a byte of each number.
+
+    On "meta", where it would make none, torch.cat imports torch's compiler.
+    """
     return torch.zeros((), dtype=torch.int8).expand(tensor.shape)
 
 

@@ -56,7 +56,7 @@ FIELDS = (
     Field("num_hidden_layers", "n_layers", 22),
     Field("intermediate_size", "d_ff", 1_152),
     Field("max_position_embeddings", "max_len", 8_192),
-    Field("pad_token_id", "pad_id", 50_283),
+    Field("pad_token_id", "pad_id", 50_283, optional=int),
     Field("hidden_activation", "activation", "gelu", ACTIVATIONS),
     Field("norm_eps", "norm_eps", 1e-5),
     Field("norm_bias", "norm_bias", False),
@@ -96,6 +96,7 @@ def read_config(config: Json, architecture: str, names: Collection[str]) -> Mode
     window, kinds, every, global_base, local_base, embedding_dropout, both = (
         values.pop(field.ours) for field in OTHERS
     )
+    values["pad_id"] = values["pad_id"] or 0  # null: nothing is padding, and any token can fill a row up
     if architecture.endswith("ForMaskedLM"):
         require_tied_words(config)
     if embedding_dropout != values["dropout"]:

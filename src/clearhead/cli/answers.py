@@ -4,7 +4,6 @@
 one answer in the making, as much of it as can be shown.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from clearhead.cli.arguments import Choosing
 from clearhead.cli.opening import open_for
 from clearhead.cli.output import note
+from clearhead.data.settings import read_settings
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import InputError
+from clearhead.errors import CheckpointError, InputError
 from clearhead.generation import Beams, Never, RepetitionPenalty, Sampled, generate
 from clearhead.generation.packed import fastest
 from clearhead.generation.sampling import GREEDY, Adjust, Choose
@@ -25,6 +25,8 @@ from clearhead.models.gpt import GPTForCausalLM
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 CONTEXT = 8  # tokens before an answer that decide whether it begins with a space
+GENERATION = "generation_config.json"
+FIRST = "forced_bos_token_id"  # what every answer begins with after the start token (BART's)
 BROKEN = "\ufffd"  # what a tokenizer makes of half a letter
 
 
@@ -72,7 +74,9 @@ class Writer:
         self.continues = isinstance(model, GPTForCausalLM)
         self.ends = end_tokens(folder)
         self.never: tuple[Adjust, ...] = ()
+        self.begin: list[int] | None = None
         if isinstance(model, EncoderDecoder):
+            self.begin = [model.config.start_id, *said_tokens(folder, FIRST)]
             self.ends |= {model.config.end_id}
             self.never = (Never({model.config.pad_id} - self.ends),)  # some are trained to begin with it
         self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
@@ -109,7 +113,7 @@ class Writer:
         def is_done(ids: Sequence[int]) -> bool:
             if ids[-1] in self.ends:
                 return True
-            tail = self.tokenizer.decode(ids[-longest:]) if choices.stops else ""
+            tail = self.continued(ids[-longest:]) if choices.stops else ""
             return any(stop in tail for stop in choices.stops)
 
         yield from generate(
@@ -119,7 +123,13 @@ class Writer:
             choose=choices.choose,
             adjust=(*self.never, *choices.adjust),
             stop=is_done if choices.stops else self.ends,
+            begin=self.begin,
         )
+
+    def continued(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens that others stand before: some tokenizers drop the space that begins a text."""
+        first = list(ids[:1])
+        return self.tokenizer.decode([*first, *ids])[len(self.tokenizer.decode(first)) :]
 
     def read(self, text: str, n_new: int) -> tuple[list[int], int]:
         """Return the tokens of a text, and how many may be written; what does not fit is left out and said."""
@@ -129,7 +139,7 @@ class Writer:
             if left_out := max(0, len(ids) - config.max_source_len):
                 note(f"the model reads {config.max_source_len} pieces at once: the last {left_out:,} are left out")
                 ids = self.tokenizer.encode(text, max_len=config.max_source_len).ids
-            return ids, min(n_new, config.max_target_len - 1)
+            return ids, min(n_new, config.max_target_len - len(self.begin or ()))
         while ids and encoded.special[len(ids) - 1]:  # what would say that the text has ended
             ids.pop()
         if not ids:
@@ -174,12 +184,20 @@ def held_back(text: str, stop: str) -> int:
 
 def end_tokens(folder: Path) -> set[int]:
     """Return the tokens after which a checkpoint says that nothing follows."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        if found is not None:
-            return {found} if isinstance(found, int) else set(found)
-    return set()
+    return set(said_tokens(folder, "eos_token_id"))
+
+
+def said_tokens(folder: Path, key: str) -> list[int]:
+    """Return the tokens that a checkpoint has under `key`, one or several, in the file about writing or the other."""
+    for path in (folder / GENERATION, folder / "config.json"):
+        found = read_settings(path).get(key) if path.is_file() else None
+        if found is None:
+            continue
+        tokens = found if isinstance(found, list) else [found]
+        if not all(type(token) is int and token >= 0 for token in tokens):
+            raise CheckpointError(f"{path}: {key}: expected one token id or several in a list, got {found!r}")
+        return tokens
+    return []
 
 
 def choices_of(wanted: Choosing, max_new_tokens: int, seed: int) -> Choices:

@@ -1,6 +1,5 @@
 """A model that hears, opened by its name: a sound file in, the words that were said out."""
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearhead.cli.answers import end_tokens
+from clearhead.cli.answers import GENERATION, end_tokens
 from clearhead.cli.opening import open_for
+from clearhead.data.settings import read_settings
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import InputError, nearest
@@ -53,8 +53,8 @@ class Listener:
         self.config, self.sounds, self.tokenizer = model.config, SoundProcessor.load(folder), Tokenizer.load(folder)
         self.model, _ = fastest(model, tokens=model.config.max_target_len)
         self.ends = end_tokens(folder) | {model.config.end_id}
-        path = folder / "generation_config.json"
-        self.said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path = folder / GENERATION
+        self.said: dict[str, Any] = read_settings(path) if path.is_file() else {}
 
     def write(self, path: Path, *, language: str | None = None, beams: int | None = None) -> str:
         """Return what is said in a sound file; without a `language` it is what the model takes it for."""

@@ -12,8 +12,9 @@ from clearhead.classification import Encoder, Runner, classify, embed, fastest
 from clearhead.cli.opening import LABELS_PICTURES, open_for
 from clearhead.cli.output import note, one_line
 from clearhead.data.images import ImageProcessor, find_images
+from clearhead.data.settings import read_settings
 from clearhead.data.tokenizer import Encoded, Tokenizer
-from clearhead.errors import InputError
+from clearhead.errors import CheckpointError, InputError
 from clearhead.models.bert import Bert, BertForSequenceClassification
 from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification
 from clearhead.packed import PackedEncoder
@@ -131,6 +132,7 @@ class Embedder:
         folder, model = open_for("embed", name)
         trunk = model if isinstance(model, Bert | ModernBert) else model.bert
         assert isinstance(trunk, Bert | ModernBert)
+        require_mean(folder)
         self.trunk = trunk
         self.windows = Windows(Tokenizer.load(folder), self.trunk.config.max_len, "vectors")
         self.runner = runner_of(self.trunk, dtype, threads)
@@ -142,6 +144,18 @@ class Embedder:
         for some in windows:
             mean = average(some, [next(vectors) for _ in some])
             yield nn.functional.normalize(mean, dim=-1) if len(some) > 1 else mean
+
+
+def require_mean(folder: Path) -> None:
+    """Raise CheckpointError where sentence-transformers' files say that vectors are no mean over the tokens."""
+    for path in sorted(folder.glob("*_Dense/config.json")):
+        raise CheckpointError(f"{path}: one more layer behind the mean over the tokens, which embed does not compute")
+    for path in sorted(folder.glob("*_Pooling/config.json")):
+        said = read_settings(path)
+        modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
+        if said.get("pooling_mode", "mean") != "mean" or modes not in ([], ["pooling_mode_mean_tokens"]):
+            asked = " and ".join(modes) or f"pooling_mode {said['pooling_mode']!r}"
+            raise CheckpointError(f"{path}: {asked}, but embed takes the mean over the tokens: other vectors than its")
 
 
 def runner_of(model: Encoder, dtype: str, threads: int | None) -> Runner:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clearhead.attention import Mask, MultiHeadAttention
-from clearhead.cli.answers import end_tokens
+from clearhead.cli.answers import FIRST, end_tokens, said_tokens
 from clearhead.cli.opening import open_for
 from clearhead.cli.output import note, require_text
 from clearhead.data.images import ImageProcessor, find_images
@@ -171,6 +171,7 @@ class WatchedPair(Watched):
     def __init__(self, folder: Path, model: EncoderDecoder) -> None:
         super().__init__(folder, model)
         self.pair, self.tokenizer, self.ends = model, Tokenizer.load(folder), end_tokens(folder) | {model.config.end_id}
+        self.forced = said_tokens(folder, FIRST)
 
     def read(self, text: str, asked: Asked) -> Reading:
         """Read a text and write the target, the model's own if none is asked for; look from the one at the other."""
@@ -193,9 +194,10 @@ class WatchedPair(Watched):
     def write(self, ids: list[int]) -> list[int]:
         """Return what the model writes itself, the likeliest token each time."""
         never = Never({self.pair.config.pad_id} - self.ends)
-        longest = min(LONGEST_ANSWER, self.pair.config.max_target_len - 1)
-        steps = generate(self.pair, [ids], max_new_tokens=longest, adjust=[never], stop=self.ends)
-        return answers(steps, 1)[0]
+        begin = [self.pair.config.start_id, *self.forced]
+        longest = min(LONGEST_ANSWER, self.pair.config.max_target_len - len(begin))
+        steps = generate(self.pair, [ids], max_new_tokens=longest, adjust=[never], stop=self.ends, begin=begin)
+        return [*self.forced, *answers(steps, 1)[0]]
 
 
 def open_watched(verb: str, name: str) -> Watched:

@@ -24,6 +24,7 @@ MakeLinear = Callable[[Tensor, Tensor | None, Activation | None], nn.Module]
 
 FEW = 4  # rows up to which FBGEMM's float16 reads sooner than oneDNN's float32; LOG.md has both by rows
 LARGEST_HALF = 65_504.0  # of float16
+SMALLEST_HALF = 2.0**-14  # of float16 with all its bits: below, it loses one for every halving
 LOWER = 2.0**11  # by which the second half of a float32 is enlarged, lest it falls below what float16 holds
 KERNEL_READS = 32  # channels torch's int8 kernel reads at a time: it does not check, and reads past the end of a row
 PAYS_AFTER = 256  # tokens: what packing float32 a second time costs, and FBGEMM packs slowly, is saved again by then
@@ -88,7 +89,19 @@ def bfloat16_linear(weight: Tensor, bias: Tensor | None, then: Activation | None
 
 def float32_linear(weight: Tensor, bias: Tensor | None, then: Activation | None) -> nn.Module:
     """Return a layer of two halves, or the other one for the rare weights that float16 cannot hold."""
-    return (TwoHalvesLinear if float(weight.abs().max()) <= LARGEST_HALF else OneDNNLinear)(weight, bias, then)
+    return (OneDNNLinear if beyond_half(weight) else TwoHalvesLinear)(weight, bias, then)
+
+
+def beyond_half(weight: Tensor) -> str | None:
+    """Return why float16 cannot hold these weights, the largest to all its bits, or None if it can."""
+    largest = float(weight.abs().max())
+    if largest == 0 or SMALLEST_HALF <= largest <= LARGEST_HALF:  # "not a number" is neither
+        return None
+    if largest < SMALLEST_HALF:
+        return (
+            f"a layer whose largest weight is {largest:g} is too small for float16, exact from {SMALLEST_HALF:.2g} on"
+        )
+    return f"a weight of {largest:g} is beyond float16, which ends at {LARGEST_HALF:g}"
 
 
 class HalfLinear(nn.Module):
@@ -100,10 +113,8 @@ class HalfLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, then: Activation | None) -> None:
         super().__init__()
-        if not (largest := float(weight.abs().max())) <= LARGEST_HALF:  # "not a number" would become one
-            raise ConfigError(
-                f"a weight of {largest:g} is beyond float16, which ends at {LARGEST_HALF:g}: pack in bfloat16"
-            )
+        if reason := beyond_half(weight):
+            raise ConfigError(f"{reason}: pack in bfloat16")
         self.packed, self.then = torch.ops.quantized.linear_prepack_fp16(weight, bias), then
 
     def forward(self, x: Tensor) -> Tensor:

@@ -150,15 +150,18 @@ def check(model: nn.Module | Opens, prompts: Sequence[Prompt], begin: Sequence[i
         raise ConfigError("the model is in training mode, its answers would be random: call model.eval() first")
     if isinstance(model, GPTForCausalLM) and begin is not None:
         raise ConfigError("begin is for encoder-decoders: a decoder's answer follows its prompt")
+    n_words = model.config.vocab_size
+    if begin is not None and not (len(begin) and all(0 <= token < n_words for token in begin)):
+        raise InputError(f"begin: expected at least one token id, from 0 to {n_words - 1}, got {list(begin)}")
     for n, prompt in enumerate(prompts, 1):
         if isinstance(prompt, Tensor) and prompt.is_floating_point():
             continue
         if not len(prompt):
             raise InputError(f"prompt {n} is empty: begin with at least one token, such as the one that starts a text")
         least, most = min(map(int, prompt)), max(map(int, prompt))
-        if least < 0 or most >= model.config.vocab_size:
+        if least < 0 or most >= n_words:
             raise InputError(
-                f"prompt {n}: expected token ids from 0 to {model.config.vocab_size - 1}, got {least} to {most}: "
+                f"prompt {n}: expected token ids from 0 to {n_words - 1}, got {least} to {most}: "
                 f"was it tokenized for another model?"
             )
 

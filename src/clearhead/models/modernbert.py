@@ -62,6 +62,8 @@ class ModernBertConfig:
         for name in ("dropout", "attention_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"ModernBertConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise ConfigError(f"ModernBertConfig: pad_id {self.pad_id} is not one of the {self.vocab_size} token ids")
         activation(self.activation)
         activation(self.head_activation)
 
