@@ -126,10 +126,10 @@ def _may(piece: Tensor) -> Tensor:
 def _only_hides(mask: Tensor) -> bool:
     """Say whether a mask of numbers says nothing but who may look where."""
     for _, piece in _pieces(mask):
-        may = _may(piece)
-        if not torch.equal(may, piece == 0):
+        hidden = piece <= torch.finfo(piece.dtype).min / 2
+        if not torch.equal(hidden, piece != 0):  # so "not a number" is a bias: it spoils a row and hides nothing
             return False
-        blind = ~may.any(-1)
+        blind = hidden.all(-1)
         if blind.any() and (piece[blind] != -torch.inf).any():
             return False
     return True

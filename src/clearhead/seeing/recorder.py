@@ -160,7 +160,7 @@ class Recorder(Whereabouts):
             k = k[:, :1]  # one head, shown to all
         q, k = q.expand(batch, n_heads, -1, -1), k.expand(batch, -1, -1, -1)
         n_queries, n_kv_heads, n_keys = q.shape[2], k.shape[1], k.shape[2]
-        group = n_heads // n_kv_heads
+        group = n_heads // max(1, n_kv_heads)
         heads = tuple(h for h in range(n_heads) if self.heads is None or h in self.heads)
         kv = sorted({h // group for h in heads})
         if lse is not None:

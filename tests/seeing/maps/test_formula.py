@@ -201,6 +201,27 @@ def test_a_map_too_large_to_be_meant_is_refused() -> None:
         seen.map(0, 0)
 
 
+def test_a_row_that_is_not_a_number_is_one_in_all_answers_and_others_are_not() -> None:
+    q, k, v = (torch.randn(1, 2, 5, 4) for _ in range(3))
+    q[0, 0, 3, 0] = torch.nan
+    mask = torch.zeros(5, 5)
+    mask[1, 2] = torch.nan
+    seen, out = see(F.scaled_dot_product_attention, q, k, v, mask), F.scaled_dot_product_attention(q, k, v, mask)
+    for head in range(2):
+        assert torch.equal(seen.map(0, head).isnan(), out[0, head].isnan().any(-1)[:, None].expand(5, 5))
+        assert torch.equal(seen.overview(0, head).isnan(), seen.map(0, head).isnan())
+        assert torch.equal(seen.entropy(0)[head].isnan(), out[0, head].isnan().any(-1))
+
+
+@pytest.mark.parametrize("n_queries", [0, 3])
+def test_of_no_keys_there_is_nothing_to_say_and_no_crash(n_queries: int) -> None:
+    seen = see(F.scaled_dot_product_attention, torch.randn(1, 2, n_queries, 4), *torch.zeros(2, 1, 2, 0, 4))
+    assert seen.map(0, 0).shape == (n_queries, 0) and seen.to_dense(0).numel() == 0
+    assert seen.offset(0, -1).sum() == 0 and seen.heads() == [] and seen.strongest() == []
+    if not n_queries:
+        assert seen.rollout().shape == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [

@@ -199,7 +199,21 @@ CONTRADICTIONS = {
     "too few": lambda said: said["calls"][0]["tensors"]["q"].update(shape=[2, 4, 99, 8]),
     "unknown": lambda said: said["calls"][0]["tensors"].update(other=said["calls"][0]["tensors"]["q"]),
     "no names": lambda said: said.pop("names"),
+    "no number": lambda said: said["calls"][0].update(scale=None),
+    "no softcap": lambda said: said["calls"][0].update(softcap=0),
+    "fewer asked": lambda said: said["calls"][0].update(n_asked=3),
+    "rows unnamed": lambda said: said["calls"][0].update(n_asked=99),
 }
+
+
+@pytest.mark.parametrize("checksums", ['["0": 1}', "[]", '{"x": 1}'])
+def test_damaged_checksums_are_damage(seen: Recording, tmp_path: Path, checksums: str) -> None:
+    path = tmp_path / "run.seen"
+    seen.save(path)
+    path.write_bytes(edit_header(lambda meta: meta.update(checksums=checksums))(path.read_bytes()))
+    open_recording(path)
+    with pytest.raises(WatchError, match="its checksums are not those that were written"):
+        open_recording(path, verify=True)
 
 
 @pytest.mark.parametrize("how", CONTRADICTIONS)

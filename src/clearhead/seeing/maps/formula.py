@@ -75,8 +75,8 @@ def normaliser(call: Call, batch: int) -> tuple[Float[Tensor, "heads query"], Fl
 
 
 def _one_number(lse: Tensor) -> tuple[Tensor, Tensor] | None:
-    lse = lse.masked_fill(~lse.isfinite(), 0)  # a row that may look nowhere: torch's CPU kernel says 0 too
-    return None if (lse.abs() > TOO_LARGE).any() else (lse, lse.new_zeros(()).expand_as(lse))
+    lse = lse.masked_fill(lse.isinf(), 0)  # a row that may look nowhere: torch's CPU kernel says 0 too
+    return None if not (lse.abs() <= TOO_LARGE).all() else (lse, lse.new_zeros(()).expand_as(lse))
 
 
 def in_parts(rest: Float[Tensor, "heads query"]) -> bool:

@@ -87,6 +87,8 @@ def habits(
     The last query stands at the last key, as in self-attention. Where queries and keys are not of `one_text`, as in
     cross-attention, no head is named for a distance, and the numbers of distances mean nothing.
     """
+    if not call.n_keys:
+        return []
     room = sight.choices(call, batch, heads)
     said = (room > 1).to(call.exact)  # a row with one place to look at says nothing about the head
     if counted is not None:

@@ -100,7 +100,7 @@ def strips(bands: Sequence[Band], cols: range, width: int) -> Iterator[tuple[Ban
 def shape(call: Call, n_heads: int, rows: range, cols: range, steps: tuple[int, int] = (1, 1)) -> tuple[int, int, int]:
     """Return how many heads, rows and columns a tile has at most; the last two multiples of `steps` if possible."""
     room, widest = ROOM.get(call.q.device.type, ROOM["cuda"])
-    width = _multiple(min(widest, _up(len(cols), steps[1])), steps[1])
+    width = _multiple(min(widest, max(1, _up(len(cols), steps[1]))), steps[1])
     height = _multiple(max(1, min(room // width, _up(len(rows), steps[0]))), steps[0])
     return max(1, min(n_heads, room // (height * width))), height, width
 

@@ -192,5 +192,13 @@ def _check(call: Call) -> None:
         raise ValueError(f"queries {list(q)}, keys {list(k)} and {len(call.heads)} heads are not of one call")
     if any(not 0 <= row < k[1] for row in call.kv_of) or any(not 0 <= head < call.n_heads for head in call.heads):
         raise ValueError(f"heads {call.heads} of {call.n_heads} and keys {call.kv_of} of {k[1]} are not of one call")
-    if call.rule.rows is not None and len(call.rule.rows) != q[2]:
-        raise ValueError(f"{len(call.rule.rows)} rows are named and {q[2]} are there")
+    rule, capped = call.rule, 1.0 if call.softcap is None else call.softcap
+    numbers = (call.scale, call.dropout, call.forward, call.n_all, rule.reach or 0, rule.since or 0, capped)
+    if not all(isinstance(number, int | float) for number in numbers) or not capped > 0:
+        raise ValueError(f"{numbers} are not all numbers, the last above 0")
+    rows = call.n_all if rule.rows is None else len(rule.rows)
+    tables = [t for t in (rule.spans, rule.allowed, rule.packed, rule.bias) if t is not None]
+    if rows != q[2] or call.n_all < rows or any(table.ndim != 4 or table.shape[2] not in (1, rows) for table in tables):
+        raise ValueError(f"{rows} rows are named or ruled, of {call.n_all}, and {q[2]} are there")
+    if call.v is not None and (call.v.ndim != 4 or (call.v.shape[0], call.v.shape[2]) != (k[0], k[2])):
+        raise ValueError(f"values {list(call.v.shape)} and keys {list(k)} are not of one call")

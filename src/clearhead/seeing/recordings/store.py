@@ -232,8 +232,13 @@ def _verify(path: Path, metadata: dict[str, str]) -> None:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
         kinds = {name: dtype for dtype, name in SAFE_NAMES.items()}
-        for name, check in json.loads(metadata.get("checksums", "{}")).items():
-            about = header[name]
+        try:
+            checks = {
+                name: (header[name], check) for name, check in json.loads(metadata.get("checksums", "{}")).items()
+            }
+        except (ValueError, KeyError, AttributeError) as error:
+            raise WatchError(f"{path} is damaged: its checksums are not those that were written") from error
+        for name, (about, check) in checks.items():
             entry = Entry(name, start + about["data_offsets"][0], tuple(about["shape"]), kinds[about["dtype"]])
             if _checksum(file, entry) != check:
                 raise WatchError(f"{path} is damaged: the numbers of tensor {name} are not those that were written")

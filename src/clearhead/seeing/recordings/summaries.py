@@ -143,7 +143,7 @@ class Summaries(Questions):
                 f"a rollout of {len(asked)} x {n} weights: at most {LARGEST_MAP} at a time; ask for some queries, or "
                 f"for rollout_overview(size)"
             )
-        start = torch.nn.functional.one_hot(asked, n).to(calls[0].exact)
+        start = torch.zeros(len(asked), n, dtype=calls[0].exact, device=asked.device).scatter_(1, asked[:, None], 1)
         return rollout.rows(calls, batch, start, by)
 
     def rollout_overview(
