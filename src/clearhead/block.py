@@ -147,6 +147,17 @@ class StochasticDepth(nn.Module):
         return x * (kept / (1 - self.probability)).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
+def initialise(module: nn.Module) -> None:
+    """Draw weights from a normal of standard deviation 0.02, biases zero, as BERT, GPT-2 and DeiT begin.
+
+    (google-research/bert, modeling.py; openai/gpt-2, model.py; facebookresearch/deit, models.py.)
+    """
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.02)
+        if (bias := getattr(module, "bias", None)) is not None:
+            nn.init.zeros_(bias)
+
+
 class Block(nn.Module):
     """Attention, cross-attention where there is a memory to look at, and feed-forward, each added to what came in.
 

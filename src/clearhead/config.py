@@ -1,19 +1,30 @@
-"""How a training run is described before it is built: frozen dataclasses, read strictly from a TOML recipe.
+"""How things are described before they are built: frozen dataclasses, which refuse what cannot be meant.
 
-`build_config` refuses a key it does not know and names the nearest one, because a misspelt key that is ignored trains
-the wrong model for hours. A model's config is a frozen dataclass too, above its class; what is published of one is read
-by `checkpoints/family.py`.
+A model's config stands above its class; `check_numbers` is what all of them begin their checks with, and what is
+published of one is read by `checkpoints/family.py`. A training run's is a TOML recipe: `build_config` refuses a key it
+does not know and names the nearest one, because a misspelt key that is ignored trains the wrong model for hours.
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from clearhead.errors import ConfigError, nearest
 
 T = TypeVar("T")
+
+
+def check_numbers(config: object, positive: Iterable[str], shares: Iterable[str]) -> None:
+    """Raise ConfigError unless fields named `positive` are above 0 and `shares` in [0, 1); None is left to defaults."""
+    name = type(config).__name__
+    given = {field: value for field in positive if (value := getattr(config, field)) is not None}
+    if wrong := [f"{field} {value}" for field, value in given.items() if value <= 0]:
+        raise ConfigError(f"{name}: expected positive numbers, got {', '.join(wrong)}")
+    for field in shares:
+        if not 0 <= (share := getattr(config, field) or 0.0) < 1:
+            raise ConfigError(f"{name}: {field} must be in [0, 1), got {share}")
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:

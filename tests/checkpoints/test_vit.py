@@ -251,7 +251,7 @@ def test_a_family_that_cannot_describe_a_model_says_so(
         ("Dinov2Model", {"hidden_dropout_prob": 0.1}, "hidden_dropout_prob is 0.1"),
         ("Dinov2Model", {"use_mask_token": False}, "unexpected 'embeddings.mask_token'"),
         ("Dinov2Model", {"num_register_tokens": 4}, "unknown key 'num_register_tokens' (4)"),
-        ("Dinov2Model", {"mlp_ratio": 0}, "expected positive sizes, got d_ff 0"),
+        ("Dinov2Model", {"mlp_ratio": 0}, "expected positive numbers, got d_ff 0"),
         ("Dinov2Model", {"use_swiglu_ffn": True}, "holds other tensors than config.json describes"),
         ("Dinov2WithRegistersModel", {"num_register_tokens": 3}, "config.json: the two do not belong together"),
     ],

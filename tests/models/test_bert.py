@@ -80,7 +80,7 @@ def test_named_sizes_have_the_published_number_of_parameters() -> None:
     ("change", "message"),
     [
         ({"d_model": 15}, "d_model 15 does not divide into 2 heads"),
-        ({"n_layers": 0}, "expected positive sizes, got n_layers 0"),
+        ({"n_layers": 0}, "expected positive numbers, got n_layers 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"activation": "gelo"}, "did you mean 'gelu'"),
         ({"pooler": "tan"}, "unknown activation 'tan'"),

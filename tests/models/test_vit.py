@@ -275,7 +275,7 @@ def test_hiding_patches_needs_something_in_their_place() -> None:
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"d_model": 0, "n_heads": -1}, "expected positive sizes, got d_model 0, n_heads -1"),
+        ({"d_model": 0, "n_heads": -1}, "expected positive numbers, got d_model 0, n_heads -1"),
         ({"image_size": (12, 9)}, r"image_size \(12, 9\) is not made of patches of 4"),
         ({"image_size": (0, 8)}, r"image_size \(0, 8\) is not made of patches"),
         ({"class_token": False}, "pool 'class' reads a class token"),

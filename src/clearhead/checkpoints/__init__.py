@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from clearhead.block import initialise
 from clearhead.checkpoints.bart import BART, MARIAN
 from clearhead.checkpoints.bert import BERT
 from clearhead.checkpoints.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
@@ -221,8 +222,7 @@ def with_head(
     words = trunk.embeddings.words.weight
     if trunk.pooler is None or trunk.config.pooler != pooler:
         fresh = nn.Linear(config.d_model, config.d_model)
-        nn.init.normal_(fresh.weight, std=0.02)  # as every linear layer of BERT starts
-        nn.init.zeros_(fresh.bias)
+        initialise(fresh)
         trunk.pooler = fresh.to(words)
     trunk.config = config
     return BertForSequenceClassification(config, bert=trunk).to(words).train(trunk.training)

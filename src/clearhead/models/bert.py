@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clearhead.attention import Mask, MultiHeadAttention
-from clearhead.block import Block, FeedForward, activation, post_norm
+from clearhead.block import Block, FeedForward, activation, initialise, post_norm
+from clearhead.config import check_numbers
 from clearhead.errors import ConfigError, ShapeError
 from clearhead.positions import LearnedPositions
 
@@ -44,13 +45,9 @@ class BertConfig:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "max_len")
-        if wrong := [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
-            raise ConfigError(f"BertConfig: expected positive sizes, got {', '.join(wrong)}")
+        check_numbers(self, sizes, ("dropout", "attention_dropout", "classifier_dropout"))
         if self.d_model % self.n_heads:
             raise ConfigError(f"BertConfig: d_model {self.d_model} does not divide into {self.n_heads} heads")
-        for name in ("dropout", "attention_dropout", "classifier_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"BertConfig: {name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.pad_id < self.vocab_size:
             raise ConfigError(f"BertConfig: pad_id {self.pad_id} is not one of the {self.vocab_size} token ids")
         activation(self.activation)  # refuses an unknown name now, not in the first forward
@@ -102,7 +99,7 @@ class Bert(nn.Module):
         self.embeddings = BertEmbeddings(config)
         self.blocks = nn.ModuleList(_block(config) for _ in range(config.n_layers))
         self.pooler = nn.Linear(config.d_model, config.d_model) if config.pooler else None
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(
         self,
@@ -146,7 +143,7 @@ class BertForMaskedLM(nn.Module):
         self.activation = activation(config.activation)
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        _initialise(self.dense)
+        initialise(self.dense)
 
     def forward(
         self,
@@ -171,7 +168,7 @@ class BertForSequenceClassification(nn.Module):
         self.bert = Bert(config) if bert is None else bert
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.d_model, len(config.labels))
-        _initialise(self.classifier)
+        initialise(self.classifier)
 
     def forward(
         self,
@@ -193,7 +190,7 @@ class BertForTokenClassification(nn.Module):
         self.bert = Bert(config) if bert is None else bert
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.d_model, len(config.labels))
-        _initialise(self.classifier)
+        initialise(self.classifier)
 
     def forward(
         self,
@@ -218,11 +215,3 @@ def _block(config: BertConfig) -> Block:
 def _require_labels(config: BertConfig) -> None:
     if len(config.labels) < 1:
         raise ConfigError("a classifier needs labels: BertConfig(..., labels=('negative', 'positive'))")
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights from a normal of standard deviation 0.02, biases zero (google-research/bert, modeling.py)."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from clearhead.attention import EVERYWHERE, Mask, MultiHeadAttention
 from clearhead.block import Block, FeedForward, GatedFeedForward, RMSNorm, activation, post_norm, pre_norm
 from clearhead.cache import KVCache, LayerCache
+from clearhead.config import check_numbers
 from clearhead.errors import ConfigError, ShapeError
 from clearhead.positions import LearnedPositions, Order, RelativeBias, SinusoidalPositions
 
@@ -61,13 +62,8 @@ class EncoderDecoderConfig:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "n_heads", "d_head", "n_encoder_layers", "n_decoder_layers", "d_ff")
-        positive = (*sizes, "max_source_len", "max_target_len", "n_mels", "scale", "embedding_scale", "logit_scale")
-        given = {name: value for name in positive if (value := getattr(self, name)) is not None}
-        if wrong := [f"{name} {value}" for name, value in given.items() if value <= 0]:
-            raise ConfigError(f"EncoderDecoderConfig: expected positive numbers, got {', '.join(wrong)}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= (getattr(self, name) or 0.0) < 1:
-                raise ConfigError(f"EncoderDecoderConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+        others = ("max_source_len", "max_target_len", "n_mels", "scale", "embedding_scale", "logit_scale")
+        check_numbers(self, sizes + others, ("dropout", "attention_dropout"))
         if self.n_buckets < 4 or self.max_distance <= self.n_buckets // 2:
             raise ConfigError(
                 f"EncoderDecoderConfig: half of the buckets, at least 4, are for single distances, the rest reach up "

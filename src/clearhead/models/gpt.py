@@ -26,9 +26,11 @@ from clearhead.block import (
     RMSNorm,
     activation,
     around,
+    initialise,
     pre_norm,
 )
 from clearhead.cache import KVCache, LayerCache
+from clearhead.config import check_numbers
 from clearhead.errors import ConfigError, ShapeError
 from clearhead.positions import LearnedPositions, Order
 from clearhead.rotary import NormedQueriesAndKeys, Rotary, Stretch
@@ -79,13 +81,8 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "n_heads", "n_kv_heads", "d_head", "n_layers", "d_ff", "max_len")
-        positive = (*sizes, "scale", "embedding_scale", "score_softcap", "logit_softcap")
-        values = {name: getattr(self, name) for name in positive}
-        if wrong := [f"{name} {value}" for name, value in values.items() if value is not None and value <= 0]:
-            raise ConfigError(f"GPTConfig: expected positive numbers, got {', '.join(wrong)}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"GPTConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+        others = ("scale", "embedding_scale", "score_softcap", "logit_softcap")
+        check_numbers(self, sizes + others, ("dropout", "attention_dropout"))
         if not self.windows or any(window is not None and window < 1 for window in self.windows):
             raise ConfigError(f"GPTConfig: windows are numbers of keys from 1, or None, got {self.windows}")
         activation(self.activation)
@@ -115,7 +112,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.n_layers))
         self.norm = _norm(config)()
-        self.apply(_initialise)
+        self.apply(initialise)
         for name, weight in self.blocks.named_parameters():  # what is added on, twice a layer, keeps the sum's size
             if name.endswith(("out_proj.weight", "down_proj.weight")):  # (Radford et al. 2019, section 2.3)
                 nn.init.normal_(weight, std=0.02 * (2 * config.n_layers) ** -0.5)
@@ -158,7 +155,7 @@ class GPTForCausalLM(nn.Module):
         self.gpt = GPT(config)
         self.head = None if config.tied else nn.Linear(config.d_model, config.vocab_size, bias=False)
         if self.head is not None:
-            _initialise(self.head)
+            initialise(self.head)
 
     def forward(
         self,
@@ -243,11 +240,3 @@ def _block(config: GPTConfig, layer: int) -> Block:
         residual=pre_norm if config.norms == "before" else around,
         dropout=config.dropout,
     )
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights from a normal of standard deviation 0.02, biases zero (openai/gpt-2, model.py)."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

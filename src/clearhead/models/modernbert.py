@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clearhead.attention import Mask, MultiHeadAttention
-from clearhead.block import Block, GatedFeedForward, activation, pre_norm
+from clearhead.block import Block, GatedFeedForward, activation, initialise, pre_norm
+from clearhead.config import check_numbers
 from clearhead.errors import ConfigError
 from clearhead.models.gpt import RotaryConfig
 from clearhead.rotary import Rotary
@@ -53,15 +54,11 @@ class ModernBertConfig:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "max_len")
-        if wrong := [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
-            raise ConfigError(f"ModernBertConfig: expected positive sizes, got {', '.join(wrong)}")
+        check_numbers(self, sizes, ("dropout", "attention_dropout", "classifier_dropout"))
         if self.d_model % (2 * self.n_heads):
             raise ConfigError(f"ModernBertConfig: d_model {self.d_model} is not {self.n_heads} heads of an even width")
         if not self.windows or any(window is not None and window < 1 for window in self.windows):
             raise ConfigError(f"ModernBertConfig: windows are numbers of keys from 1, or None, got {self.windows}")
-        for name in ("dropout", "attention_dropout", "classifier_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"ModernBertConfig: {name} must be in [0, 1), got {getattr(self, name)}")
         if not 0 <= self.pad_id < self.vocab_size:
             raise ConfigError(f"ModernBertConfig: pad_id {self.pad_id} is not one of the {self.vocab_size} token ids")
         activation(self.activation)
@@ -83,7 +80,7 @@ class ModernBert(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.n_layers))
         self.norm = _norm(config)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(
         self, tokens: Int[Tensor, "batch time"], lengths: Int[Tensor, " batch"] | None = None
@@ -110,7 +107,7 @@ class PredictionHead(nn.Module):
         self.dense = nn.Linear(config.d_model, config.d_model, bias=config.head_bias)
         self.activation = activation(config.head_activation)
         self.norm = _norm(config)
-        _initialise(self.dense)
+        initialise(self.dense)
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """Return `norm(activation(dense(x)))`."""
@@ -146,7 +143,7 @@ class _Labels(nn.Module):
         self.head = PredictionHead(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.d_model, len(config.labels))
-        _initialise(self.classifier)
+        initialise(self.classifier)
 
 
 class ModernBertForSequenceClassification(_Labels):
@@ -200,11 +197,3 @@ def _block(config: ModernBertConfig, layer: int) -> Block:
     if layer == 0:
         block.attention_norm = nn.Identity()  # the embeddings have just been normalised
     return block
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights from a normal of standard deviation 0.02, biases zero."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

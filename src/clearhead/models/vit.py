@@ -29,7 +29,9 @@ from clearhead.block import (
     StochasticDepth,
     activation,
     around,
+    initialise,
 )
+from clearhead.config import check_numbers
 from clearhead.errors import ConfigError, ShapeError
 from clearhead.positions import frequencies
 
@@ -67,17 +69,13 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         sizes = ("patch_size", "n_channels", "d_model", "n_heads", "n_layers", "d_ff")
-        if wrong := [f"{name} {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
-            raise ConfigError(f"ViTConfig: expected positive sizes, got {', '.join(wrong)}")
+        check_numbers(self, sizes, ("dropout", "attention_dropout", "stochastic_depth"))
         if any(side % self.patch_size or side < 1 for side in self.image_size):
             raise ConfigError(f"ViTConfig: image_size {self.image_size} is not made of patches of {self.patch_size}")
         if "class" in self.pool and not self.class_token:
             raise ConfigError(f"ViTConfig: pool {self.pool!r} reads a class token, and class_token is False")
         if self.distilled_token and not self.class_token:
             raise ConfigError("ViTConfig: a distilled_token stands beside a class_token, which is False")
-        for name in ("dropout", "attention_dropout", "stochastic_depth"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"ViTConfig: {name} must be in [0, 1), got {getattr(self, name)}")
         if self.n_registers < 0:
             raise ConfigError(f"ViTConfig: n_registers cannot be negative, got {self.n_registers}")
         activation(self.activation)
@@ -180,7 +178,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, eps=config.norm_eps) if config.norm_before_pool else nn.Identity()
         self.pooler = nn.Linear(_n_features(config), config.d_model) if config.pooler else None
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(
         self,
@@ -217,7 +215,7 @@ class ViTForImageClassification(nn.Module):
         features = config.d_model if config.pooler else _n_features(config)
         self.norm = nn.Identity() if config.norm_before_pool else nn.LayerNorm(features, eps=config.norm_eps)
         self.classifier = nn.Linear(features, len(config.labels))
-        _initialise(self.classifier)
+        initialise(self.classifier)
 
     def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch labels"]:
         """Return one score a label, before softmax."""
@@ -237,8 +235,8 @@ class DistilledViTForImageClassification(nn.Module):
         self.vit = ViT(config) if vit is None else vit
         self.classifier = nn.Linear(config.d_model, len(config.labels))
         self.distilled_classifier = nn.Linear(config.d_model, len(config.labels))
-        self.classifier.apply(_initialise)
-        self.distilled_classifier.apply(_initialise)
+        self.classifier.apply(initialise)
+        self.distilled_classifier.apply(initialise)
 
     def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch labels"]:
         """Return one score a label, before softmax."""
@@ -283,11 +281,3 @@ def _block(config: ViTConfig, layer: int) -> Block:
         residual=around,
         dropout=config.dropout,
     )
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights from a normal of standard deviation 0.02, biases zero (facebookresearch/deit, models.py)."""
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        nn.init.normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
