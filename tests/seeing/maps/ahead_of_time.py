@@ -16,8 +16,8 @@ TYPES = {"q_at": "*", "k_at": "*", "lse_at": "*fp32", "hidden_at": "*fp32", "kv_
 
 
 def shared(architecture: int, dtype: str, itemsize: int, d: int, room: int) -> int:
-    """Return the bytes that one program takes, with every branch of the kernel compiled."""
-    tile, stages = kernels.fitting(d, itemsize, room)
+    """Return the bytes that the programs of one processor take, with every branch of the kernel compiled."""
+    tile, stages, at_once = kernels.fitting(d, itemsize, room)
     chosen = {
         "D": d,
         "RC": 1,
@@ -38,8 +38,8 @@ def shared(architecture: int, dtype: str, itemsize: int, d: int, room: int) -> i
         constexprs={(names.index(name),): value for name, value in chosen.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in (*TYPES, "d", "n_keys")},
     )
-    options = {"num_warps": 8, "num_stages": stages}
-    return compiled(source, target=GPUTarget("cuda", architecture, 32), options=options).metadata.shared
+    made = compiled(source, target=GPUTarget("cuda", architecture, 32), options=kernels.options_for(stages, at_once))
+    return at_once * made.metadata.shared
 
 
 if __name__ == "__main__":

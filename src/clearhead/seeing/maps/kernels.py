@@ -157,13 +157,14 @@ def pooled(
     n_heads, n_queries, d = q.shape
     n_keys = k.shape[1]
     depth = max(LEAST, _power(d))
-    tile, stages = fitting(depth, q.element_size(), _room(q.device))
+    tile, stages, at_once = fitting(depth, q.element_size(), _room(q.device))
     grids = (_grid(n, blocks, tile) for n, blocks in zip((n_queries, n_keys), size))
     (n_rows, height, rc, halved), (n_cols, width, cc, cut) = grids
     out = torch.zeros(n_heads, n_rows, n_cols, dtype=torch.float32, device=q.device)
     grid_rows = -(-n_rows // rc)
     splits = max(1, min(-(-n_cols // cc), PROGRAMS // max(1, n_heads * grid_rows)))
-    options: dict[str, Any] = {} if q.device.type == "cpu" else {"num_warps": 8, "num_stages": stages}
+    even = n_keys == n_cols * width and n_cols % cc == 0 and depth == d
+    options: dict[str, Any] = {} if q.device.type == "cpu" else options_for(stages, at_once if even else 1)
     _pool[(n_heads, grid_rows, splits)](
         q.contiguous(), k.contiguous(), lse.contiguous(), out if hidden is None else hidden.contiguous(), kv_of, out,
         n_queries, n_keys, n_rows, n_cols, d,
@@ -171,7 +172,7 @@ def pooled(
         0 if hidden is None or len(hidden) == 1 else n_keys,
         D=depth, RC=rc, HP=height, CC=cc, WP=width,
         CUT=reach is not None or since is not None, HIDDEN=hidden is not None,
-        EVEN=n_keys == n_cols * width and n_cols % cc == 0 and depth == d, MAX=largest,
+        EVEN=even, MAX=largest,
         PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee",
         **options,
     )  # fmt: skip
@@ -182,18 +183,33 @@ def pooled(
     return out
 
 
-def fitting(depth: int, itemsize: int, room: int) -> tuple[int, int]:
-    """Return the largest tile, and the most stages, for which what is multiplied fits into `room` bytes.
+def fitting(depth: int, itemsize: int, room: int) -> tuple[int, int, int]:
+    """Return the largest tile, and the most stages, for which what is multiplied fits into `room` bytes; programs.
 
     What Triton keeps there for Hopper's products: a tile of queries, one of keys a stage, two more where float32 is
     multiplied in parts, and a little. tests/seeing/maps/test_kernels_compiled.py compares that with what it compiles.
+
+    Exponentials take longer than products here. Where two programs fit, one's products run under the other's
+    exponentials; before Hopper, operands go through registers, of which there are too few for two.
     """
-    for tile in TILES:
-        for stages in STAGES:
+    ways = [(1, tile, STAGES) for tile in TILES]
+    if itemsize < 4 and room >= ROOM:
+        ways.insert(0, (2, TILES[0], STAGES[:2]))
+    for at_once, tile, most in ways:
+        for stages in most:
             operands = 1 + stages + 2 * (itemsize == 4)
-            if operands * tile * depth * itemsize + 2048 <= room:
-                return tile, stages
-    return TILES[-1], STAGES[-1]
+            if operands * tile * depth * itemsize + 2048 <= room // at_once:
+                return tile, stages, at_once
+    return TILES[-1], STAGES[-1], 1
+
+
+def options_for(stages: int, at_once: int) -> dict[str, int]:
+    """Return how Triton is to compile it: 8 warps of 32 threads, of which 128 registers each let two programs run.
+
+    So few are enough where blocks are even; elsewhere a hundred values of a thread would go to memory and back.
+    """
+    options = {"num_warps": 8, "num_stages": stages}
+    return options | {"maxnreg": 128} if at_once == 2 and torch.version.hip is None else options
 
 
 def _room(device: torch.device) -> int:
