@@ -192,14 +192,13 @@ def fitting(depth: int, itemsize: int, room: int) -> tuple[int, int, int]:
     Exponentials take longer than products here. Where two programs fit, one's products run under the other's
     exponentials; before Hopper, operands go through registers, of which there are too few for two.
     """
-    ways = [(1, tile, STAGES) for tile in TILES]
+    ways = [(1, tile, stages) for tile in TILES for stages in STAGES]
     if itemsize < 4 and room >= ROOM:
-        ways.insert(0, (2, TILES[0], STAGES[:2]))
-    for at_once, tile, most in ways:
-        for stages in most:
-            operands = 1 + stages + 2 * (itemsize == 4)
-            if operands * tile * depth * itemsize + 2048 <= room // at_once:
-                return tile, stages, at_once
+        ways = [(2, TILES[0], 3), (2, TILES[0], 2), *ways]
+    for at_once, tile, stages in ways:
+        operands = 1 + stages + 2 * (itemsize == 4)
+        if operands * tile * depth * itemsize + 2048 <= room // at_once:
+            return tile, stages, at_once
     return TILES[-1], STAGES[-1], 1
 
 
