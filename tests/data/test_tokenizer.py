@@ -50,6 +50,7 @@ def assert_same(ours: Tokenizer, theirs: Any) -> None:
         assert encoded.spans == [tuple(span) for span in full["offset_mapping"]], text[:40]
         cut = theirs(text, truncation=True, max_length=8)["input_ids"]
         assert ours.encode(text, max_len=8).ids == cut, text[:40]
+        assert ours.encode_body(text) == theirs(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def test_tokenizer_json_gives_transformers_ids(minilm: Path) -> None:

@@ -81,8 +81,9 @@ class Tokenizer:
         return [self._wrap(body, 0, room) for body in self._bodies(texts)]
 
     def encode_body(self, text: str) -> list[int]:
-        """Return the ids of `text` without the special tokens that `encode` puts around it."""
-        return self._bodies([text])[0].ids
+        """Return the ids of `text`, of whole books too, without the special tokens that `encode` puts around it."""
+        ids: list[int] = self._encodings([text], ids_alone=True)[0].ids
+        return ids
 
     def windows(self, text: str, max_len: int) -> list[Encoded]:
         """Cut `text` to its end into windows of at most `max_len` ids, special tokens around each; at least one."""
@@ -147,18 +148,24 @@ class Tokenizer:
 
     def _bodies(self, texts: Sequence[str]) -> list[Encoded]:
         """Cut texts in pieces and take the special tokens off both ends."""
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError(f"expected a text (str), got {type(text).__name__}: {text!r:.60}")
-        try:
-            encodings = self.backend.encode_batch(list(texts))
-        except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair
-            raise InputError(f"a text that is not valid Unicode cannot be encoded: {error}") from error
+        encodings = self._encodings(texts)
         inside = [slice(len(self._before), len(e.ids) - len(self._after)) for e in encodings]
         return [
             Encoded(ids=e.ids[s], pieces=e.tokens[s], spans=e.offsets[s], special=[False] * len(e.ids[s]))
             for e, s in zip(encodings, inside)
         ]
+
+    def _encodings(self, texts: Sequence[str], *, ids_alone: bool = False) -> list[Any]:
+        """Return what `tokenizers` makes of each text; `ids_alone`: no special tokens, and nobody asks what is where."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"expected a text (str), got {type(text).__name__}: {text!r:.60}")
+        try:
+            if ids_alone:
+                return list(self.backend.encode_batch_fast(list(texts), add_special_tokens=False))
+            return list(self.backend.encode_batch(list(texts)))
+        except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair
+            raise InputError(f"a text that is not valid Unicode cannot be encoded: {error}") from error
 
     def _wrap(self, body: Encoded, start: int, room: int | None, *, whole: bool = False) -> Encoded:
         """Put the special tokens around `room` pieces of `body` from `start` on."""
