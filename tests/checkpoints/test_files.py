@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clearhead.checkpoints import files, find, load, save
-from clearhead.checkpoints.files import read_json, replacing
+from clearhead.checkpoints.files import replacing
+from clearhead.config import read_json
 from clearhead.errors import CheckpointError
 from clearhead.models.bert import Bert, BertConfig
 from published import edit, make, publish

@@ -25,7 +25,7 @@ from clearhead.checkpoints.bert import BERT
 from clearhead.checkpoints.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from clearhead.checkpoints.distilbert import DISTILBERT
 from clearhead.checkpoints.family import Family, read_config, write_config
-from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, read_json, replacing
+from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, replacing
 from clearhead.checkpoints.gemma import GEMMA2, GEMMA3
 from clearhead.checkpoints.gpt2 import GPT2
 from clearhead.checkpoints.llama import LLAMA, MISTRAL
@@ -37,6 +37,7 @@ from clearhead.checkpoints.t5 import T5
 from clearhead.checkpoints.timm import TIMM, kind
 from clearhead.checkpoints.vit import DEIT, VIT
 from clearhead.checkpoints.whisper import WHISPER
+from clearhead.config import read_json
 from clearhead.errors import CheckpointError, ConfigError, nearest
 from clearhead.models.bert import Bert, BertForSequenceClassification
 from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification, PredictionHead

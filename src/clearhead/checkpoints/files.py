@@ -7,7 +7,6 @@ Next: `__init__.py`, which puts files, families and models together.
 """
 
 import glob
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clearhead.config import read_json
 from clearhead.errors import CheckpointError, nearest
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -72,25 +72,6 @@ def _fetch(name: str) -> Path:
         raise CheckpointError(
             f"{name!r} is not a folder here, and the Hugging Face hub did not give it: {type(error).__name__}: {reason}"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises CheckpointError for anything else, NaN and Infinity included."""
-
-    def refuse(constant: str) -> float:
-        raise ValueError(f"it holds {constant}, which is not a number JSON or a model allows")
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path.parent} holds no {path.name}: a checkpoint folder has one beside {WEIGHTS}"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Get the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 class Weights:

@@ -14,7 +14,7 @@ import torch
 from clearhead.cli.arguments import Choosing
 from clearhead.cli.opening import open_for
 from clearhead.cli.output import note
-from clearhead.data.settings import read_settings
+from clearhead.config import read_json
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import CheckpointError, InputError
 from clearhead.generation import Beams, Never, RepetitionPenalty, Sampled, generate
@@ -190,7 +190,7 @@ def end_tokens(folder: Path) -> set[int]:
 def said_tokens(folder: Path, key: str) -> list[int]:
     """Return the tokens that a checkpoint has under `key`, one or several, in the file about writing or the other."""
     for path in (folder / GENERATION, folder / "config.json"):
-        found = read_settings(path).get(key) if path.is_file() else None
+        found = read_json(path).get(key) if path.is_file() else None
         if found is None:
             continue
         tokens = found if isinstance(found, list) else [found]

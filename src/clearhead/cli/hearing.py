@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clearhead.cli.answers import GENERATION, end_tokens
 from clearhead.cli.opening import open_for
-from clearhead.data.settings import read_settings
+from clearhead.config import read_json
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import InputError, nearest
@@ -54,7 +54,7 @@ class Listener:
         self.model, _ = fastest(model, tokens=model.config.max_target_len)
         self.ends = end_tokens(folder) | {model.config.end_id}
         path = folder / GENERATION
-        self.said: dict[str, Any] = read_settings(path) if path.is_file() else {}
+        self.said: dict[str, Any] = read_json(path) if path.is_file() else {}
 
     def write(self, path: Path, *, language: str | None = None, beams: int | None = None) -> str:
         """Return what is said in a sound file; without a `language` it is what the model takes it for."""

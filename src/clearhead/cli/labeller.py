@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from clearhead.classification import Encoder, Runner, classify, embed, fastest
 from clearhead.cli.opening import LABELS_PICTURES, open_for
 from clearhead.cli.output import note, one_line
+from clearhead.config import read_json
 from clearhead.data.images import ImageProcessor, find_images
-from clearhead.data.settings import read_settings
 from clearhead.data.tokenizer import Encoded, Tokenizer
 from clearhead.errors import CheckpointError, InputError
 from clearhead.models.bert import Bert, BertForSequenceClassification
@@ -151,7 +151,7 @@ def require_mean(folder: Path) -> None:
     for path in sorted(folder.glob("*_Dense/config.json")):
         raise CheckpointError(f"{path}: one more layer behind the mean over the tokens, which embed does not compute")
     for path in sorted(folder.glob("*_Pooling/config.json")):
-        said = read_settings(path)
+        said = read_json(path)
         modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
         if said.get("pooling_mode", "mean") != "mean" or modes not in ([], ["pooling_mode_mean_tokens"]):
             asked = " and ".join(modes) or f"pooling_mode {said['pooling_mode']!r}"

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from clearhead.data.preprocessing import BILINEAR, read_timm, read_words, write_words
-from clearhead.data.settings import PREPROCESSOR, read_settings
+from clearhead.config import read_json
+from clearhead.data.preprocessing import BILINEAR, PREPROCESSOR, read_timm, read_words, write_words
 from clearhead.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -86,14 +86,14 @@ class ImageProcessor:
         It is in preprocessor_config.json, or in timm's config.json.
         """
         path, config_path = Path(folder) / PREPROCESSOR, Path(folder) / "config.json"
-        config = read_settings(config_path) if config_path.is_file() else {}
+        config = read_json(config_path) if config_path.is_file() else {}
         if not path.is_file() and "pretrained_cfg" not in config:
             raise CheckpointError(f"{folder} holds no {PREPROCESSOR}, which says how its model wants pictures")
         try:
             if not path.is_file():
                 path = config_path
                 return cls(**read_timm(config["pretrained_cfg"]))
-            return cls(**read_words(read_settings(path), config.get("num_channels", 3)))
+            return cls(**read_words(read_json(path), config.get("num_channels", 3)))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

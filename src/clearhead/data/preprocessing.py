@@ -9,6 +9,7 @@ from typing import Any
 
 from clearhead.errors import CheckpointError, nearest
 
+PREPROCESSOR = "preprocessor_config.json"  # of sounds, too
 BILINEAR, BICUBIC = 2, 3  # PIL.Image.Resampling; 0 nearest, 1 Lanczos, 4 box, 5 Hamming
 HALF = ((0.5,) * 3, (0.5,) * 3)
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearhead.data.settings import PREPROCESSOR, read_settings
+from clearhead.config import read_json
+from clearhead.data.preprocessing import PREPROCESSOR
 from clearhead.errors import CheckpointError, InputError
 
 # Keys of a WhisperFeatureExtractor that change nothing here: what follows from others, and what the caller is given.
@@ -58,8 +59,8 @@ class SoundProcessor:
         """Return the processor of a checkpoint folder; Whisper's where it holds no preprocessor_config.json."""
         path, config = Path(folder) / PREPROCESSOR, Path(folder) / "config.json"
         if not path.is_file():
-            return cls(n_mels=read_settings(config).get("num_mel_bins", 80) if config.is_file() else 80)
-        words = read_settings(path)
+            return cls(n_mels=read_json(config).get("num_mel_bins", 80) if config.is_file() else 80)
+        words = read_json(path)
         for key, given in words.items():
             if key not in READ and key not in HARMLESS and given not in SETTLED.get(key, ()):
                 raise CheckpointError(

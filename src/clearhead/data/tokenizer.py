@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from clearhead.data.settings import read_settings
+from clearhead.config import read_json
 from clearhead.errors import CheckpointError, ClearheadError, InputError
 
 # google-research/bert and facebookresearch/fairseq's roberta, in the order (padding, unknown, first, last, mask)
@@ -186,7 +186,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has the last word
         path = folder / name
         if path.is_file():
-            settings |= read_settings(path)
+            settings |= read_json(path)
     for role in (*ROLES, "eos_token"):
         if isinstance(settings.get(role), dict):  # {"content": "<mask>", "lstrip": true, ...}
             settings[role] = settings[role]["content"]
