@@ -156,7 +156,7 @@ class Tokenizer:
         ]
 
     def _encodings(self, texts: Sequence[str], *, ids_alone: bool = False) -> list[Any]:
-        """Return what `tokenizers` makes of each text; `ids_alone`: no special tokens, and nobody asks what is where."""
+        """Return what `tokenizers` makes of each text; `ids_alone`: no special tokens, nobody asks what is where."""
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"expected a text (str), got {type(text).__name__}: {text!r:.60}")
