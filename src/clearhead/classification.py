@@ -145,8 +145,12 @@ def _in_order(model: Encoder, rows: Iterable[Row], runner: Runner | None, window
 
 
 def _readable(rows: Iterable[Row], config: BertConfig | ModernBertConfig) -> Iterator[Row]:
-    """Yield the rows; InputError at one that is empty, too long, or holds an id that is no token."""
+    """Yield the rows; InputError at one that is no row, empty, too long, or holds an id that is no token."""
     for n, row in enumerate(rows, 1):
+        if isinstance(row, str) or not hasattr(row, "__len__"):
+            raise InputError(
+                f"row {n}: expected token ids, got {type(row).__name__}: tokenizer.encode(text).ids are those of a text"
+            )
         if not 0 < len(row) <= config.max_len:
             raise InputError(f"row {n}: expected 1 to {config.max_len} token ids, got {len(row)}: read it in windows")
         if min(row) < 0 or max(row) >= config.vocab_size:

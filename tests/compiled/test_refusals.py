@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from clearhead.attention import Mask, attend
+from clearhead.classification import classify
 from clearhead.errors import InputError, ShapeError, WatchError
+from clearhead.generation import generate
 from clearhead.models.bert import Bert, BertConfig, BertForSequenceClassification
+from clearhead.models.gpt import GPTConfig, GPTForCausalLM
 from clearhead.seeing import Recording, edit, effect, estimate, watch
 
 Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 6, 8)
@@ -157,3 +160,13 @@ def test_what_effect_cannot_try_is_refused(tokens: tuple[int, int], asked: dict[
     model = BertForSequenceClassification(dataclasses.replace(BERT, labels=("bad", "good"))).eval()
     with pytest.raises(InputError, match=message):
         effect(model, torch.zeros(tokens, dtype=torch.long), **asked)
+
+
+@pytest.mark.parametrize("row", ["a text", 3])
+def test_who_is_given_no_token_ids_says_where_they_come_from(row: object) -> None:
+    encoder = BertForSequenceClassification(dataclasses.replace(BERT, labels=("bad", "good"))).eval()
+    with pytest.raises(InputError, match=rf"row 2: expected token ids, got {type(row).__name__}: tokenizer\.encode"):
+        list(classify(encoder, [[1, 2], row]))
+    writer = GPTForCausalLM(GPTConfig(vocab_size=50, d_model=8, n_heads=1, n_layers=1, d_ff=8, max_len=8)).eval()
+    with pytest.raises(InputError, match=rf"prompt 2: expected token ids, got {type(row).__name__}: tokenizer\.encode"):
+        list(generate(writer, [[1], row], max_new_tokens=1))

@@ -156,6 +156,10 @@ def check(model: nn.Module | Opens, prompts: Sequence[Prompt], begin: Sequence[i
     for n, prompt in enumerate(prompts, 1):
         if isinstance(prompt, Tensor) and prompt.is_floating_point():
             continue
+        if isinstance(prompt, str) or not hasattr(prompt, "__len__"):
+            raise InputError(
+                f"prompt {n}: expected token ids, got {type(prompt).__name__}: tokenizer.encode_body(text) makes them"
+            )
         if not len(prompt):
             raise InputError(f"prompt {n} is empty: begin with at least one token, such as the one that starts a text")
         least, most = min(map(int, prompt)), max(map(int, prompt))

@@ -60,8 +60,3 @@ def numbers_of(tokens: Any) -> Tensor:
         what = f"a tensor {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else repr(tokens)
         raise InputError(f"tokens= expects the numbers of one text, a tensor of one axis such as tokens[0], got {what}")
     return tokens
-
-
-def plural(n: int, what: str) -> str:
-    """Return how many there are: 1 text, 2 texts."""
-    return f"{n} {what}{'s' * (n != 1)}"

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from clearhead.errors import InputError, WatchError
+from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import formula, pyramid, sight, statistics, tiles, weighing
@@ -202,7 +202,7 @@ class Questions(ABC):
         one = self.call(layer, call)
         if not 0 <= arguments.whole(batch, "batch") < one.batch:
             raise WatchError(
-                f"layer {layer!r} saw {arguments.plural(one.batch, 'text')}, counted from 0: there is no text {batch}"
+                f"layer {layer!r} saw {counted(one.batch, 'text')}, counted from 0: there is no text {batch}"
             )
         if head is None:
             return one, list(range(len(one.heads)))

@@ -200,9 +200,7 @@ class Recording(Summaries):
         self.settle()
         calls = self.calls[self.number(layer)]
         if not -len(calls) <= arguments.whole(call, "call") < len(calls):
-            raise WatchError(
-                f"layer {layer!r} was called {arguments.plural(len(calls), 'time')}: there is no call {call}"
-            )
+            raise WatchError(f"layer {layer!r} was called {counted(len(calls), 'time')}: there is no call {call}")
         return calls[call]
 
     @property

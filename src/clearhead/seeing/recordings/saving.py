@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clearhead.errors import InputError, WatchError
-from clearhead.seeing.arguments import plural
+from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing.call import Call
 from clearhead.seeing.recordings.memory import NoRoom
 from clearhead.seeing.recordings.recording import Ran, Recording
@@ -47,7 +46,7 @@ def _require_words(words: Sequence[str], calls: Sequence[Call]) -> None:
     if len(words) not in read:
         longest = max(call.rule.visible(call.n_all, call.n_keys) for call in calls)
         raise WatchError(
-            f"{plural(len(words), 'word')} for a recording of {longest} positions: give one for each, as the model "
+            f"{counted(len(words), 'word')} for a recording of {longest} positions: give one for each, as the model "
             f"read them (of a text it wrote, all but the last)"
         )
 

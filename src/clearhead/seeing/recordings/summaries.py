@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clearhead.errors import InputError, WatchError
+from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import habits, rollout, statistics
@@ -30,8 +30,8 @@ class Summaries(Questions):
     def received(self, layer: int | str, *, batch: int = 0, call: int = -1) -> Float[Tensor, "heads key"]:
         """Return how much weight each key receives from all queries together, padding not counted."""
         one, heads = self._find(layer, None, batch, call)
-        counted = self.counted(one, batch, layer)
-        return statistics.received(one, batch, heads, None if counted is None else counted[None].to(one.exact))
+        included = self.counted(one, batch, layer)
+        return statistics.received(one, batch, heads, None if included is None else included[None].to(one.exact))
 
     def offset(self, layer: int | str, offset: int, *, batch: int = 0, call: int = -1) -> Float[Tensor, "heads query"]:
         """Return what each query gives to the key `offset` places from its own: -1 is the token before."""
@@ -50,7 +50,7 @@ class Summaries(Questions):
             raise WatchError(f"layer {layer} looks from one text to another: no token of it was said before")
         if len(arguments.numbers_of(tokens)) != one.n_keys:
             raise WatchError(
-                f"{arguments.plural(len(tokens), 'token')} for a layer that saw {one.n_keys}: give those of this text"
+                f"{counted(len(tokens), 'token')} for a layer that saw {one.n_keys}: give those of this text"
             )
         return habits.repeats(one, batch, heads, tokens)
 
@@ -73,8 +73,8 @@ class Summaries(Questions):
         found, without = [], arguments.several(without, "without")
         for number in self.numbers if layer is None else [self.number(layer)]:
             one, heads = self._find(number, head, batch, call)
-            counted, keys = self.counted(one, batch, number), _among(without, one)
-            links = statistics.strongest(one, batch, heads, count, apart=apart, without=keys, counted=counted)
+            included, keys = self.counted(one, batch, number), _among(without, one)
+            links = statistics.strongest(one, batch, heads, count, apart=apart, without=keys, counted=included)
             rows = one.rows.tolist()
             found += [Link(rows[row], key, weight, number, one.heads[heads[h]]) for h, row, key, weight in links]
         return sorted(found, key=lambda link: -link.weight)[:count]
@@ -113,11 +113,11 @@ class Summaries(Questions):
             one_text = self.of_one_text(number, one)
             text = tokens if one_text and tokens is not None and len(tokens) == one.n_keys else None
             marks = _among(separators, one)
-            counted = self.counted(one, batch, number)
-            found += habits.habits(one, batch, heads, number, marks, text, counted, one_text=one_text)
+            included = self.counted(one, batch, number)
+            found += habits.habits(one, batch, heads, number, marks, text, included, one_text=one_text)
         if tokens is not None and all(habit.induction is None for habit in found):
             raise WatchError(
-                f"{arguments.plural(len(tokens), 'token')}, but no layer saw as many: give those of this text, uncut"
+                f"{counted(len(tokens), 'token')}, but no layer saw as many: give those of this text, uncut"
             )
         return found
 
