@@ -1,4 +1,4 @@
 """Heads and links changed while a model runs, and what that moves.
 
-Reading order: editor -> edits -> continuing -> effects -> target.
+Reading order: editor -> kinds -> edits -> continuing -> effects -> target.
 """

@@ -23,7 +23,7 @@ from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.editing import edits
 from clearhead.seeing.editing.continuing import Met, meet
-from clearhead.seeing.editing.edits import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
+from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
 from clearhead.seeing.maps import sight
 from clearhead.seeing.recorder import Recorder, asked, four, not_plain
 from clearhead.seeing.recordings.questions import CROSS

@@ -15,111 +15,16 @@ keeps its bits. Scaling heads is Michel et al. 2019, "Are Sixteen Heads Really B
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clearhead.errors import ShapeError, WatchError
-from clearhead.seeing.call import Call
+from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
 from clearhead.seeing.maps import formula, products
-from clearhead.seeing.recordings.recording import Recording
 
-Places = int | slice | Sequence[int] | None
 MOST = 0.5  # of a row may be cut and the rest stretched: rounding of what was there grows to twice its size
-
-
-@dataclass(eq=False, kw_only=True)
-class Edit:
-    """Something to be done to some heads of some layers, in some texts of the batch; None means all of them.
-
-    said:     as it was asked for, for messages.
-    waiting:  the layers that it was not applied to yet; `why` is the reason, where one is known.
-    """
-
-    said: str
-    layers: tuple[int | str, ...] | None
-    heads: tuple[int, ...] | None
-    texts: tuple[int, ...] | None
-    waiting: set[int | str | None] = field(init=False)
-    why: str = ""
-    looked: bool = False  # for padding that its positions count
-
-    def __post_init__(self) -> None:
-        self.waiting = {None} if self.layers is None else set(self.layers)
-
-
-@dataclass(eq=False, kw_only=True)
-class SwitchOff(Edit):
-    """The heads give nothing; with `others`, all but these heads."""
-
-    others: bool = False
-
-
-@dataclass(eq=False, kw_only=True)
-class Cut(Edit):
-    """These queries give nothing to these keys; what they gave goes to their other keys if `renormalise`."""
-
-    query: Places
-    key: Places
-    renormalise: bool
-
-
-@dataclass(eq=False, kw_only=True)
-class Replace(Edit):
-    """The heads mix their values by `pattern`."""
-
-    pattern: Float[Tensor, "query key"]
-
-
-@dataclass(eq=False, kw_only=True)
-class Patch(Edit):
-    """The heads give what `source` holds: (query, d_value), or the same layer and head of a recording."""
-
-    source: Tensor | Recording
-    query: Places = None
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """One call to be edited: `out` is what its kernel gave, `v` its values, `first` and `first_key` their positions."""
-
-    call: Call
-    v: Float[Tensor, "batch kv_heads key d_value"]
-    out: Float[Tensor, "batch heads query d_value"]
-    name: str
-    index: int
-    first: int = 0
-    first_key: int = 0
-
-    def values(self, text: int, heads: Tensor) -> Float[Tensor, "heads key d_value"]:
-        """Return the values that `heads` of one text mix, in the dtype that weights are computed in."""
-        group = self.call.n_heads // self.v.shape[1]
-        text = text if self.v.shape[0] > 1 else 0
-        return self.v[text].index_select(0, heads // group).to(self.call.exact)
-
-    def rows(self, query: Places) -> list[int]:
-        """Return the rows of this call at the positions `query`, in order."""
-        return [i - self.first for i in positions(query, self.first + self.call.n_queries) if i >= self.first]
-
-    def cols(self, key: Places) -> list[int]:
-        """Return the columns of this call at the positions `key`, in order."""
-        found = positions(key, self.first_key + self.call.n_keys)
-        return [j - self.first_key for j in found if j >= self.first_key]
-
-    @property
-    def wants_gradient(self) -> bool:
-        """Return whether a gradient will flow through the output."""
-        return torch.is_grad_enabled() and self.out.requires_grad
-
-
-def positions(which: Places, n: int) -> list[int]:
-    """Return those of n positions that `which` names, in order; what is not there yet is left out."""
-    if which is None or isinstance(which, slice):
-        return list(range(n)[which or slice(None)])
-    which = [which] if isinstance(which, int) else which
-    return sorted({i % n for i in which if -n <= i < n})
 
 
 def apply(edits: Sequence[Edit], site: Site) -> tuple[Float[Tensor, "batch heads query d_value"] | None, list[Edit]]:
