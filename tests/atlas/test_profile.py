@@ -167,9 +167,15 @@ def test_a_folder_of_another_profile_is_refused(model: Path, corpus: Path, tmp_p
     assert table(tmp_path)["texts"] == 1
     with pytest.raises(InputError, match="a profile of another limit: 1, not None"):
         profile(str(model), [corpus], tmp_path)
-    (tmp_path / "state-0-of-1.json").write_text('{"identity": {', encoding="utf-8")
-    with pytest.raises(InputError, match="is damaged"):
-        profile(str(model), [corpus], tmp_path, limit=1)
+    state = tmp_path / "state-0-of-1.json"
+    kept = json.loads(state.read_text(encoding="utf-8"))
+    kept["tally"]["heads"][0][2] = "sums"
+    for damaged in ('{"identity": {', json.dumps(kept)):
+        state.write_text(damaged, encoding="utf-8")
+        with pytest.raises(InputError, match="is damaged"):
+            profile(str(model), [corpus], tmp_path, limit=1)
+    with pytest.raises(InputError, match="is a file: expected a folder"):
+        profile(str(model), [corpus], state)
 
 
 def test_a_corpus_that_is_not_there_is_refused(model: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from clearhead.atlas.tally import Tally
 from clearhead.errors import InputError
 from clearhead.training.store import write
 
@@ -108,8 +109,9 @@ class State:
             return None
         try:
             kept: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-            before, _, _ = kept["identity"], kept["tally"], kept["read"]
-        except (ValueError, KeyError) as error:
+            before, _ = kept["identity"], kept["read"]
+            Tally().merge(Tally.from_json(kept["tally"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.path} is damaged ({error}): remove it, or give another --out") from error
         if changed := [name for name, value in self.identity.items() if before.get(name) != value]:
             raise InputError(

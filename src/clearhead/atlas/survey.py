@@ -53,6 +53,8 @@ def profile(
     if parquet and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtra("a Parquet table is written by pyarrow, which is not installed: pip install pyarrow")
     out, source = Path(out), find(name)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: expected a folder for the profile, or a name for a new one")
     with World.joined() as world:
         if world.size > 1 and "-" in map(str, corpus):
             raise InputError("standard input is one stream, and every process has to read the whole corpus: give files")

@@ -215,6 +215,21 @@ def test_forwards_say_where_in_the_text_they_began() -> None:
     assert seen.forwards[2].calls == {0: 2, 1: 2}
 
 
+def test_a_static_cache_with_padding_begins_where_it_begins() -> None:
+    lowest = torch.finfo(torch.float32).min  # what a slow path adds, and what hides all of a row of padding
+    mask = torch.full((2, 1, 4, 7), lowest).triu(1)
+    mask[1, ..., :2] = lowest
+
+    class Slow(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, k, mask)
+
+    with watch(model := Slow()) as seen:
+        model(torch.randn(2, 2, 4, 8), torch.randn(2, 2, 7, 8), mask)
+    assert (seen.map(0, 0, batch=1)[0] - 1 / 7).abs().max() < 1e-6  # the padded row does look at the empty places
+    assert seen.forwards[0].first == 0
+
+
 @pytest.mark.parametrize("make", [lambda: MultiHeadAttention(16, 2)])
 def test_forwards_of_a_plain_model_all_begin_at_the_start(make: Callable[[], MultiHeadAttention]) -> None:
     model = make()

@@ -60,6 +60,16 @@ def test_a_recording_comes_back_as_it_was(seen: Recording, tmp_path: Path) -> No
     assert os.listdir(tmp_path) == ["run.seen"]
 
 
+def test_words_of_a_text_read_step_by_step_are_those_of_all_steps(tmp_path: Path) -> None:
+    model = Masked()
+    with watch(model) as seen:
+        for n_queries, n_keys in ((5, 5), (1, 3), (1, 3)):  # a cache that keeps three
+            q, k = torch.randn(1, 2, n_queries, 4), torch.randn(1, 2, n_keys, 4)
+            model(q, k, torch.ones(n_queries, n_keys).bool())
+    seen.save(tmp_path / "run.seen", words=list("abcdefg"))
+    assert open_recording(tmp_path / "run.seen").words == list("abcdefg")
+
+
 @pytest.mark.parametrize("words", [["a"], ["a"] * 10, []])
 def test_words_are_one_for_each_position(seen: Recording, tmp_path: Path, words: list[str]) -> None:
     with pytest.raises(WatchError, match=f"{len(words)} words? for a recording of 9 positions: give one for each"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from clearhead.errors import WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call, taken
+from clearhead.seeing.maps import sight
 from clearhead.seeing.recordings import peers
 from clearhead.seeing.recordings.memory import in_words
 from clearhead.seeing.recordings.questions import LARGEST_MAP
@@ -129,7 +130,7 @@ class Recording(Summaries):
         for index, numbers in sorted(made.items()):
             layer, number = next(iter(numbers.items()))
             call = self.calls[layer][number]
-            visible = call.rule.visible(call.n_all, call.n_keys)  # a static cache has places for keys to come
+            visible = _filled(call)
             found.append(Forward(index, max(visible - call.n_all, 0), call.n_all, numbers))
         return tuple(found)
 
@@ -257,6 +258,17 @@ class Recording(Summaries):
         if self.skipped:
             return f"layers= or rows= left out all of {', '.join(self.names)}"
         return "; ".join(self.notes) or "no module that looks like attention ran; run the model inside the with block"
+
+
+def _filled(call: Call) -> int:
+    """Return how many leading keys are of the text: a static cache has places for keys to come."""
+    visible = call.rule.visible(call.n_all, call.n_keys)
+    if call.rule.bias is None or visible <= call.n_all:
+        return visible
+    # where a row of padding has the lowest number everywhere, and so looks even at empty places, others tell
+    seen = [may.flatten(0, 1).any(0) for text in range(call.batch) for _, may in sight.table(call, text)]
+    places = torch.stack(seen).any(0).nonzero() if seen else torch.zeros(0)
+    return int(places[-1]) + 1 if len(places) else visible
 
 
 def _nothing() -> None:

@@ -33,16 +33,21 @@ def save(recording: Recording, path: Path, words: Sequence[str] | None) -> None:
     if not calls:
         recording.layers  # noqa: B018 (raises, and says why there is nothing)
     if words is not None:
-        _require_words(words, calls)
+        _require_words(words, list(recording.calls.values()))
     n_tensors = sum(len(call.tensors) + len(call.rule.tables) for call in calls)
     finish(recording, File(path, header=4096 + 200 * n_tensors + 400 * len(calls)), words)
 
 
-def _require_words(words: Sequence[str], calls: Sequence[Call]) -> None:
-    """Raise WatchError where these cannot be the words of a text that was read: as many as some call had positions."""
+def _require_words(words: Sequence[str], layers: Sequence[Sequence[Call]]) -> None:
+    """Raise WatchError where these cannot be the words of a text that was read: as many as some call had positions.
+
+    Or as many as all calls of a layer together, which may have read one text step by step and forgotten its beginning.
+    """
     if isinstance(words, str) or not all(isinstance(word, str) for word in words):
         raise InputError(f"words= expects one string for each position of the text, in a list, got {words!r}")
-    read = {n for call in calls for n in (call.n_all, call.n_keys, call.rule.visible(call.n_all, call.n_keys))}
+    calls = [call for layer in layers for call in layer]
+    read = {sum(call.n_all for call in layer) for layer in layers}
+    read |= {n for call in calls for n in (call.n_all, call.n_keys, call.rule.visible(call.n_all, call.n_keys))}
     if len(words) not in read:
         longest = max(call.rule.visible(call.n_all, call.n_keys) for call in calls)
         raise WatchError(
