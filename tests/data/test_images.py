@@ -154,6 +154,13 @@ def test_a_picture_of_any_mode_is_read(mode: str) -> None:
     assert seen.shape == (3, 12, 12) and seen.std() > 0.2
 
 
+def test_a_band_called_a_is_not_always_what_is_transparent() -> None:
+    image = Image.merge("LAB", noise(12, 12).split())
+    assert torch.equal(ImageProcessor(resize=None).read(image), ImageProcessor(resize=None).read(image.convert("RGB")))
+    grey = ImageProcessor(resize=None, mean=(0.5,), std=(0.5,), n_channels=1)
+    assert grey.read(image).std() > 0.1
+
+
 def test_what_is_transparent_is_white_as_in_transformers() -> None:
     image = noise(12, 12).convert("RGBA")
     image.putalpha(noise(12, 12, "L"))

@@ -147,6 +147,8 @@ def _in_mode(image: "Image", mode: str) -> "Image":
         return Image.fromarray((_array(image) >> 8).astype("uint8")).convert(mode)
     if image.mode in ("I", "F"):
         raise InputError(f"a picture of mode {image.mode} has no agreed white: save it with 8 or 16 bits a pixel")
+    if image.mode == "LAB":  # one of whose bands is called A, and which has no way to grey
+        image = image.convert("RGB")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
