@@ -478,6 +478,18 @@ def test_transcribe_writes_what_the_model_hears_piece_by_piece(
     assert len(call("transcribe", speech, speech, "--model", hearing, *argv).out.splitlines()) == 2
 
 
+def test_languages_that_no_file_lists_are_the_tokens_after_the_start(
+    call: Any, hearing: Path, speech: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(hearing, tmp_path / "whisper")
+    said = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**said, "lang_to_id": None}))
+    for argv in ((), ("--language", "de")):
+        asked = ("transcribe", speech, *argv, "--json", "--model")
+        assert call(*asked, folder).json == call(*asked, hearing).json
+    assert "known: de, en" in call("transcribe", speech, "--model", folder, "--language", "fr").err
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [

@@ -94,7 +94,12 @@ class Listener:
         """Return the tokens of the languages by their code, none for a model that knows only English."""
         if not self.said.get("is_multilingual", self.config.vocab_size > ENGLISH_ALONE):
             return {}
-        return {name.strip("<|>"): token for name, token in (self.said.get("lang_to_id") or {}).items()}
+        known: dict[str, int] = self.said.get("lang_to_id") or {}
+        if not known:  # not said by older files: their tokens stand between that of the start and those of the tasks
+            tasks = [*self.token("<|translate|>"), *self.token("<|transcribe|>")]
+            between = range(self.config.start_id + 1, min(tasks, default=0))
+            known = {str(self.tokenizer.backend.id_to_token(token)): token for token in between}
+        return {name.strip("<|>"): token for name, token in known.items()}
 
     @torch.no_grad()
     def heard(self, sound: Float[Tensor, "mels frames"], tokens: Collection[int]) -> int:
