@@ -1,12 +1,23 @@
-"""What every statistic is checked against: the same call written out in float64, one query x key table a head."""
+"""What every statistic is checked against: the same call written out in float64, one query x key table a head.
+
+And `Fused`, a model that is nothing but one fused call.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from clearhead.seeing.call import Call
 from clearhead.seeing.rule import Rule
+
+
+class Fused(nn.Module):
+    """Attention alone, so that what comes out can be computed by hand."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **how: object) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, **how)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -8,13 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clearhead.attention import Mask, attention_map
 from clearhead.seeing import watch
+from seeing.dense import Fused
 
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-
-
-class Fused(nn.Module):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **how: object) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, **how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mask", ["none", "causal", "lengths", "bias", "blind"])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -10,16 +9,10 @@ from clearhead.errors import InputError, ShapeError, WatchError
 from clearhead.models.bert import Bert, BertConfig
 from clearhead.models.gpt import GPTConfig, GPTForCausalLM
 from clearhead.seeing import edit, watch
+from seeing.dense import Fused
 
 CONFIG = BertConfig(vocab_size=50, d_model=32, n_heads=4, n_layers=3, d_ff=64, max_len=64)
 LIMITS = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float64: 1e-12}
-
-
-class Fused(nn.Module):
-    """Attention alone, so that what comes out can be computed by hand."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **how: object) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, mask, **how)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from clearhead.seeing import edit, watch
+from seeing.dense import Fused
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -100,10 +101,6 @@ def test_attention_by_hand_is_edited() -> None:
     class ByHand(nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return torch.softmax(q @ k.transpose(-1, -2) * 8**-0.5, -1) @ v
-
-    class Fused(nn.Module):
-        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return nn.functional.scaled_dot_product_attention(q, k, v)
 
     q, k, v = torch.randn(3, 2, 4, 6, 8)
     found = []

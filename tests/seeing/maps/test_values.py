@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clearhead.seeing import Recording, watch
-
-
-class Fused(nn.Module):
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, **how: object) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, **how)  # type: ignore[arg-type]
+from seeing.dense import Fused
 
 
 def see(q: Tensor, k: Tensor, v: Tensor, **how: object) -> Recording:
