@@ -1,6 +1,8 @@
 """Watching changes nothing, leaves nothing behind, and never says nothing where something happened."""
 
+import copy
 import gc
+import pickle
 import re
 import threading
 import weakref
@@ -264,6 +266,37 @@ def test_hooks_and_names_are_gone_afterwards_also_after_an_exception(bert: Bert,
     assert hooks(bert) == 0
     assert F.scaled_dot_product_attention is fused
     assert torch.overrides._get_current_function_mode() is None
+
+
+def test_a_model_can_be_copied_and_pickled_while_it_is_watched(bert: Bert, tokens: Tensor) -> None:
+    with torch.no_grad(), watch(bert) as seen:
+        copied = copy.deepcopy(bert)
+        pickle.dumps(bert)
+        bert(tokens)
+    copied(tokens)
+    assert seen.n_forwards == 1
+    with watch(bert):
+        for module in bert.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+    assert hooks(bert) == 0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@torch.no_grad()
+def test_padding_that_an_encoder_would_have_left_out_is_said() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2).eval()
+    x, padding = torch.randn(2, 5, 16), torch.arange(5) > torch.tensor([[4], [2]])
+    blind = encoder(x, src_key_padding_mask=padding)
+    with watch(encoder) as seen:
+        watched = encoder(x, src_key_padding_mask=padding)
+        encoder(x)
+    assert blind[padding].abs().max() == 0 < watched[padding].abs().max()
+    assert torch.allclose(blind[~padding], watched[~padding], atol=1e-5)
+    assert sum("without nested tensors" in note for note in seen.notes) == 1
+    with watch(encoder) as whole:
+        encoder(x)
+    assert not any("without nested tensors" in note for note in whole.notes)
 
 
 def test_a_forward_that_failed_does_not_confuse_the_next(bert: Bert, tokens: Tensor) -> None:

@@ -318,3 +318,76 @@ def test_a_device_without_numbers_is_the_reason_that_is_given() -> None:
         model(torch.randn(2, 4, 6, 16, device="meta"))
     assert len(seen.unseen) == 2
     assert all(one.reason.endswith("it ran on the meta device, which holds no numbers") for one in seen.unseen)
+
+
+def scores_through_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    scores[:, :, 2].mul_(0)  # neither the first row, nor the middle one, nor the last
+    return scores.softmax(-1) @ v
+
+
+def weights_through_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.mT).softmax(-1)
+    weights.diagonal(dim1=-2, dim2=-1).zero_()
+    return weights @ v
+
+
+def queries_after_the_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q = q.clone()
+    weights = (q @ k.mT).softmax(-1)
+    q.mul_(3)
+    return weights @ v
+
+
+def mask_after_the_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = FORBIDDEN.clone()
+    weights = (q @ k.mT).masked_fill(mask, -1e9).softmax(-1)
+    mask.zero_()
+    return weights @ v
+
+
+OVERWRITTEN = {
+    scores_through_a_view: "its scores were written to in a way that was not followed",
+    weights_through_a_view: "its weights were written to before the values",
+    queries_after_the_softmax: "overwritten before its weights met the values",
+    mask_after_the_softmax: "overwritten before its weights met the values",
+}
+
+
+class Runs(nn.Module):
+    """Calls a function."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.function(*given)
+
+
+@pytest.mark.parametrize("function", OVERWRITTEN)
+def test_what_is_written_over_on_the_way_is_refused(function: Callable[..., Tensor]) -> None:
+    with torch.no_grad(), watch(model := Runs(function)) as seen:
+        model(*inputs())
+    assert seen.calls == {}
+    assert seen.unseen[0].reason.endswith(OVERWRITTEN[function])
+
+
+def nested(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    x = torch.nested.nested_tensor([q[0, 0], k[0, 0, :3]])
+    return torch.nested.to_padded_tensor((x * x).softmax(-1) * x, 0.0)
+
+
+def summed_by_name(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.sum(input=q[..., :, None, :] * k[..., None, :, :], dim=-1)
+    return torch.sum(input=scores.softmax(-1)[..., None] * v[..., None, :, :], dim=-2)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(("function", "n_layers"), [(nested, 0), (summed_by_name, 1)])
+def test_models_of_other_tensors_and_named_operands_run(function: Callable[..., Tensor], n_layers: int) -> None:
+    model, given = Runs(function), [x.detach() for x in inputs()]
+    blind = model(*given)
+    with watch(model) as seen:
+        assert torch.equal(model(*given), blind)
+    assert len(seen.calls) == n_layers

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from clearhead.seeing.sites.einsum import mixes, values_of
 from clearhead.seeing.sites.found import Found
-from clearhead.seeing.sites.scores import CannotFollow, Scores, differs
+from clearhead.seeing.sites.scores import CannotFollow, Scores, differs, version
 from clearhead.seeing.sites.steps import (
     UNKNOWN,
     Exponent,
@@ -39,7 +39,9 @@ from clearhead.seeing.sites.steps import (
     pairs_of,
     parts,
     passed_on,
+    spoiled,
     spread,
+    summed_over,
 )
 from clearhead.seeing.sites.vocabulary import WHAT, as_written, turns
 
@@ -55,7 +57,7 @@ class ByHand:
         self, found: Callable[[Found], Tensor | None], lost: Callable[[str], None], gradients: bool = False
     ) -> None:
         self.found, self.lost, self.gradients = found, lost, gradients
-        self.known: dict[int, tuple[weakref.ref[Tensor], State]] = {}
+        self.known: dict[int, tuple[weakref.ref[Tensor], State, int]] = {}
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run one of torch's functions, and know what its result is made of."""
@@ -63,7 +65,7 @@ class ByHand:
         what = WHAT.get(called)
         if (what is None and not self.known) or torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        given = [self.state(x) for x in flat(args, kwargs)] if self.known else []
+        given = [self.still(x) for x in flat(args, kwargs)] if self.known else []
         state = next((s for s in given if s is not None), None)
         pairs = pairs_of(args) if state is None and what == "times" else None
         if state is None and what not in ("product", "softmax") and pairs is None:
@@ -92,8 +94,7 @@ class ByHand:
             return self.arrived(func, operands(args, kwargs), state, out)
         if what == "sum" and isinstance(state, Spread):
             met = (state.v, _as_it_is, _as_it_is)
-            summed = axis(args, kwargs, args[0]) == -2 and out.ndim == args[0].ndim - 1
-            return self.tell(state.weights, met, out) if summed else out
+            return self.tell(state.weights, met, out) if summed_over(-2, args, kwargs, out) else out
         if isinstance(out, (tuple, list)):
             for part, known in parts(state, out):
                 self.keep(part, known)
@@ -125,7 +126,7 @@ class ByHand:
         if isinstance(state, Weights | Turned | Spread):
             return _on_its_way(func, what, args, kwargs, state, out, is_it)
         if isinstance(state, Pairs):
-            summed = what == "sum" and axis(args, kwargs, args[0]) == -1 and out.ndim == args[0].ndim - 1
+            summed = what == "sum" and summed_over(-1, args, kwargs, out)
             return Scores.product(state.q, state.k, out) if summed else None
         if isinstance(state, Exponent):
             return self.divided(what, args, state, out)
@@ -159,7 +160,7 @@ class ByHand:
             reason = differs(scores, out.mT if dim == -2 else out)
         except (CannotFollow, RuntimeError) as error:
             reason = str(error)
-        weights = Weights(scores if reason is None else scores.failed(reason))
+        weights = Weights(scores if reason is None else scores.failed(reason), versions=scores.made_of())
         return Turned(weights) if dim == -2 else weights
 
     def divided(self, what: str | None, args: Sequence[Any], state: Exponent, out: Tensor) -> State | None:
@@ -215,6 +216,8 @@ class ByHand:
             self.refuse(weights, "columns were appended to its scores, and their weights used")
         elif whole != (torch.Size(scores.lead).numel(), scores.n_queries, scores.n_keys):
             self.refuse(weights, "only some of its weights met these values, or the same met several")
+        elif scores.broken is None and scores.made_of() != weights.versions:
+            self.refuse(weights, "its queries, keys or masks were overwritten before its weights met the values")
         elif scores.broken is not None:
             self.refuse(weights, scores.broken)
         else:
@@ -244,6 +247,13 @@ class ByHand:
         entry = self.known.get(id(x))
         return entry[1] if entry is not None and entry[0]() is x else None
 
+    def still(self, x: Any) -> State | None:
+        """Return what is known of `x` before a function runs: less, if it was written to since."""
+        state = self.state(x)
+        if state is not None and self.known[id(x)][2] != version(x):  # a view of it, or by what no mode sees
+            self.keep(x, state := spoiled(state))
+        return state
+
     def keep(self, x: Tensor, state: State) -> None:
         """Know `x` for as long as the model holds it."""
         key, known = id(x), self.known
@@ -252,7 +262,7 @@ class ByHand:
             if key in known and known[key][0] is gone:
                 del known[key]
 
-        known[key] = (weakref.ref(x, forget), state)
+        known[key] = (weakref.ref(x, forget), state, version(x))
 
 
 def _on_its_way(

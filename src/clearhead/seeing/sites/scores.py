@@ -53,7 +53,7 @@ class Scores:
     def product(cls, q: Tensor, k: Tensor, out: Tensor) -> "Scores":
         """Return the scores `out` = q @ k.T."""
         eps = torch.finfo(out.dtype).eps
-        return cls(q, k, tuple(out.shape[:-2]), 1.0, eps, (_version(q), _version(k)), given=(q, k))
+        return cls(q, k, tuple(out.shape[:-2]), 1.0, eps, (version(q), version(k)), given=(q, k))
 
     @classmethod
     def unknown(cls, out: Tensor, reason: str) -> "Scores":
@@ -84,6 +84,10 @@ class Scores:
         """Return scores of the same shape that hold no tensor of the model's."""
         q, k = (self.q.new_empty(n, 0) for n in (self.n_queries, self.n_keys))
         return Scores(q, k, self.lead, self.scale, self.eps, self.versions, broken=self.broken)
+
+    def made_of(self) -> tuple[int, ...]:
+        """Return how often what these scores are made of was written to."""
+        return tuple(map(version, (self.q, self.k, *self.terms, *self.hidden, *self.sinks)))
 
     def turned(self) -> "Scores":
         """Return the scores of keys and queries as those of queries and keys."""
@@ -244,7 +248,7 @@ def differs(scores: Scores, weights: Tensor) -> str | None:
         return "its weights have another shape than its scores"
     if weights.is_meta:
         return "it ran on the meta device, which holds no numbers"
-    if scores.given is not None and scores.versions != tuple(map(_version, scores.given)):
+    if scores.given is not None and scores.versions != tuple(map(version, scores.given)):
         return "its queries or keys were overwritten before the softmax"
     rows = torch.tensor(sorted({0, scores.n_queries // 2, scores.n_queries - 1}), device=weights.device)
     exact = torch.promote_types(scores.q.dtype, torch.float32)
@@ -272,7 +276,8 @@ def _as_scores(mask: Tensor) -> Tensor:
     return torch.zeros((), device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
-def _version(x: Tensor) -> int:
+def version(x: Tensor) -> int:
+    """Return how often a tensor was written to, as far as torch counts that."""
     return -1 if x.is_inference() else x._version
 
 

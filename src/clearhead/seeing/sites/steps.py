@@ -7,7 +7,7 @@ writes its softmax out has numbers whose rows are yet to be divided by their sum
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Weights:
     scores: Scores
     dropout: float = 0.0
     told: bool = False
+    versions: tuple[int, ...] = ()  # of what the scores are made of, when they were compared with the weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,27 @@ def axis(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> int | None
     return (dim if dim < 0 else dim - out.ndim) if isinstance(dim, int) and not isinstance(dim, bool) else None
 
 
+def summed_over(dim: int, args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> bool:
+    """Say whether a sum that gave `out` was over axis `dim` alone, counted from the end, which is gone."""
+    x = args[0] if args else kwargs["input"]
+    return axis(args, kwargs, x) == dim and out.ndim == x.ndim - 1
+
+
+def spoiled(state: State) -> State:
+    """Return what to know of scores or weights that were written to by a function that was not seen."""
+    if isinstance(state, Scores):
+        return state.failed("its scores were written to in a way that was not followed")
+    if isinstance(state, Weights):
+        return state if state.told else Weights(state.scores.failed("its weights were written to before the values"))
+    if isinstance(state, Turned):
+        return Turned(cast(Weights, spoiled(state.weights)))
+    if isinstance(state, Exponent):
+        return Exponent(cast(Scores, spoiled(state.scores)))
+    if isinstance(state, Spread):
+        return Spread(cast(Weights, spoiled(state.weights)), state.v)
+    return state
+
+
 def fixed(x: Any) -> bool:
     """Say whether `x` is a parameter, or a view of one."""
     return isinstance(x, nn.Parameter) or (isinstance(x, Tensor) and isinstance(x._base, nn.Parameter))
@@ -87,10 +109,10 @@ def fixed(x: Any) -> bool:
 
 def pairs_of(args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
     """Return (q, k) if two tensors are multiplied as (*lead, query, 1, d) and (*lead, 1, key, d)."""
-    if len(args) != 2 or not all(isinstance(x, Tensor) and x.ndim > 2 and x.shape[-1] > 1 for x in args):
+    if len(args) != 2 or not all(isinstance(x, Tensor) and x.ndim > 2 and not x.is_nested for x in args):
         return None
     for q, k in (args, args[::-1]):
-        if q.shape[-2] == 1 == k.shape[-3] and q.shape[-3] > 1 < k.shape[-2] and q.shape[-1] == k.shape[-1]:
+        if q.shape[-2] == 1 == k.shape[-3] and q.shape[-3] > 1 < k.shape[-2] and q.shape[-1] == k.shape[-1] > 1:
             return q.squeeze(-2), k.squeeze(-3)
     return None
 
@@ -192,9 +214,15 @@ def passed_on(
 
 def spread(args: Sequence[Any], weights: Weights, out: Tensor, is_it: Callable[[Any], bool]) -> Spread | None:
     """Return weights as (query, key, 1) times values as (1, key, d); None where that is not what was multiplied."""
-    w, v = args if is_it(args[0]) else args[::-1]
+    w, v = args if is_it(args[0]) else args[::-1]  # at least one of them is weights
     size = (weights.scores.n_queries, weights.scores.n_keys)
-    if not isinstance(v, Tensor) or w.ndim < 3 or tuple(w.shape[-3:]) != (*size, 1) or v.ndim < 3:
+    if (
+        not isinstance(v, Tensor)
+        or not isinstance(w, Tensor)
+        or w.ndim < 3
+        or tuple(w.shape[-3:]) != (*size, 1)
+        or v.ndim < 3
+    ):
         return None
     apart = v.shape[-3] == 1 and v.shape[-2] == size[1] and tuple(out.shape[-3:-1]) == size
     return Spread(weights, v.squeeze(-3)) if apart else None

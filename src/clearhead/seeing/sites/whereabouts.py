@@ -27,7 +27,37 @@ from clearhead.seeing.sites.uncompiled import uncompiled
 LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
 NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
 HOW_MANY_HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads", "nhead")
+NOT_NESTED = (
+    "nn.TransformerEncoder ran without nested tensors: padded positions of its output, which they leave 0, hold numbers"
+)
 UNSEEN = "it ran, but made no attention that can be seen: none with a softmax over keys, or by a kernel unknown here"
+
+
+class Hook:
+    """A hook of ours, which a copy or a file of the model does not take along: there it does nothing."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.call = call
+
+    def __call__(self, *given: Any) -> None:
+        """Tell of a module that begins or ends."""
+        self.call(*given)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Be a hook that does nothing."""
+        return Hook, (nobody,)
+
+
+def nobody(*_: Any) -> None:
+    """Tell nobody."""
+
+
+def in_nested_tensors(
+    encoder: nn.TransformerEncoder, src: Any, mask: Any = None, src_key_padding_mask: Any = None, *_: Any, **__: Any
+) -> bool:
+    """Say whether torch would have left padding out, had nobody watched."""
+    learns = torch.is_grad_enabled() and any(p.requires_grad for p in encoder.parameters())
+    return src_key_padding_mask is not None and encoder.use_nested_tensor and not (encoder.training or learns)
 
 
 @dataclass(frozen=True)
@@ -41,8 +71,10 @@ class Hooks:
 
     def take_from(self, module: nn.Module) -> None:
         """Take them away."""
-        del module._forward_pre_hooks[self.first], module._forward_pre_hooks_with_kwargs[self.first]
-        del module._forward_hooks[self.last], module._forward_hooks_always_called[self.last]
+        for hooks in (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs):
+            hooks.pop(self.first, None)  # somebody may have taken all hooks away
+        for hooks in (module._forward_hooks, module._forward_hooks_always_called):
+            hooks.pop(self.last, None)
 
     def put_on(self, module: nn.Module) -> None:
         """Put them back where they were: before all others, and after them."""
@@ -82,12 +114,8 @@ class Whereabouts:
             return
         name = plain_name(name)
 
-        def begins(module: nn.Module, inputs: Any, named: Any) -> None:
-            self.begins(name, module, inputs, named)
-
-        def ends(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.ends(name, output)
-
+        begins = Hook(lambda module, inputs, named: self.begins(name, module, inputs, named))
+        ends = Hook(lambda module, inputs, output: self.ends(name, output))
         hooks = self.hooks[module] = Hooks(
             begins,
             ends,
@@ -110,6 +138,8 @@ class Whereabouts:
             self.re_enter()
         self.running.append(name)
         self.inputs.append((module, inputs, named))
+        if isinstance(module, nn.TransformerEncoder) and in_nested_tensors(module, *inputs, **named):
+            self.recording.note(NOT_NESTED)
         if name not in self.recording.ran:
             self.meet(name, type(module), UNSEEN)
             if name in self.recording.ran and self.mode is not None:
