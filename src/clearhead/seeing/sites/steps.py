@@ -214,15 +214,9 @@ def passed_on(
 
 def spread(args: Sequence[Any], weights: Weights, out: Tensor, is_it: Callable[[Any], bool]) -> Spread | None:
     """Return weights as (query, key, 1) times values as (1, key, d); None where that is not what was multiplied."""
-    w, v = args if is_it(args[0]) else args[::-1]  # at least one of them is weights
+    w, v = args if is_it(args[0]) else args[::-1]
     size = (weights.scores.n_queries, weights.scores.n_keys)
-    if (
-        not isinstance(v, Tensor)
-        or not isinstance(w, Tensor)
-        or w.ndim < 3
-        or tuple(w.shape[-3:]) != (*size, 1)
-        or v.ndim < 3
-    ):
+    if not all(isinstance(x, Tensor) and x.ndim > 2 for x in (w, v)) or tuple(w.shape[-3:]) != (*size, 1):
         return None
     apart = v.shape[-3] == 1 and v.shape[-2] == size[1] and tuple(out.shape[-3:-1]) == size
     return Spread(weights, v.squeeze(-3)) if apart else None
