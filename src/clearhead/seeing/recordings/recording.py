@@ -46,7 +46,7 @@ class Forward:
     """One run of the watched model; a generation is a long one for the prompt, then a short one for each token."""
 
     index: int
-    first: int  # the key at which its first query stands: 0, or how much of the text earlier forwards had read
+    first: int  # the key at which its first query stands: how much of the text was there, or what a window kept of it
     n_queries: int
     calls: dict[int, int]  # for each layer that took part, the `call` to ask for
 
