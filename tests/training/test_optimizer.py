@@ -46,7 +46,10 @@ def test_lower_layers_learn_slower_in_every_model(config: BertConfig) -> None:
     expected: list[tuple[torch.nn.Module, dict[str, float]]] = [
         (BertForMaskedLM(config), {"bert.embeddings.words.weight": 0.125, "dense.weight": 1, "bias": 1}),
         (GPTForCausalLM(GPTConfig(**words)), {"gpt.words": 0.125, "gpt.positions": 0.125, "gpt.norm": 1}),
-        (ModernBertForMaskedLM(ModernBertConfig(**words)), {"bert.words": 0.125, "bert.words_norm": 0.125, "bias": 1}),
+        (
+            ModernBertForMaskedLM(ModernBertConfig(pad_id=0, **words)),
+            {"bert.words": 0.125, "bert.words_norm": 0.125, "bias": 1},
+        ),
         (
             EncoderDecoder(answers),
             {"words": 0.0625, "encoder.blocks.0": 0.125, "encoder.blocks.1": 0.25, "decoder.blocks.0": 0.5}
