@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clearhead.errors import InputError, WatchError
+from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.editing import edits
@@ -57,7 +57,7 @@ def edit(model: nn.Module) -> Iterator["Edits"]:
     with contextlib.closing(change.recorder), standing_beside(model, change.recorder, change.act):
         yield change
     if unused := change.unused:
-        raise WatchError(f"{len(unused)} of {len(change.edits)} edits never applied: {'; '.join(unused)}")
+        raise WatchError(f"{len(unused)} of {counted(len(change.edits), 'edit')} never applied: {'; '.join(unused)}")
 
 
 class Edits:
