@@ -91,6 +91,41 @@ def test_case_is_kept_where_the_settings_say_so(minilm: Path, tmp_path: Path) ->
     assert Tokenizer.load(tmp_path).encode("Shabby").pieces[1:-1] == ["[UNK]"]  # the vocabulary has no capitals
 
 
+@pytest.mark.parametrize("kind", ["BertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    "said", [{"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
+)
+def test_settings_that_tokenizer_json_contradicts_count_as_in_transformers(
+    said: dict[str, bool], kind: str, minilm: Path, tmp_path: Path
+) -> None:
+    Tokenizer.load(minilm).save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **said, "tokenizer_class": kind}))
+    ours, theirs, before = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path), Tokenizer.load(minilm)
+    found = [ours.encode(text).ids for text in ODD_TEXTS]
+    assert found == [theirs(text, verbose=False)["input_ids"] for text in ODD_TEXTS]
+    assert (found == [before.encode(text).ids for text in ODD_TEXTS]) == (kind == "PreTrainedTokenizerFast")
+
+
+@pytest.mark.parametrize("space", [True, False])
+def test_a_space_before_the_text_is_what_the_settings_say(space: bool, byte_level: Path, tmp_path: Path) -> None:
+    Tokenizer.load(byte_level).save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"add_prefix_space": space}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.encode("word").ids == theirs("word")["input_ids"]
+    assert (ours.encode("word").ids == ours.encode(" word").ids) == space
+
+
+def test_byte_level_files_of_another_kind_are_no_robertas(byte_level: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(byte_level, tmp_path / "gpt2")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    with pytest.raises(CheckpointError, match=r"is for a GPT2Tokenizer, of which tokenizer\.json is read alone"):
+        Tokenizer.load(folder)
+
+
 def test_padding_stored_in_the_file_is_switched_off(minilm: Path) -> None:
     stored = json.loads((minilm / "tokenizer.json").read_text(encoding="utf-8"))
     assert stored["padding"]["strategy"] == {"Fixed": 128}

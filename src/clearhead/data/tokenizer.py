@@ -23,6 +23,13 @@ ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 BERT_TOKENS = dict(zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")))
 ROBERTA_TOKENS = dict(zip(ROLES, ("<pad>", "<unk>", "<s>", "</s>", "<mask>")))
 
+# what tokenizer_config.json calls the settings of BERT's normaliser
+NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
@@ -58,7 +65,7 @@ class Tokenizer:
             if (folder / "tokenizer.json").is_file():
                 import tokenizers
 
-                return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
+                return cls(_as_set(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), settings), settings)
             if (folder / "vocab.txt").is_file():
                 return cls(*_word_piece(folder / "vocab.txt", settings))
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -193,6 +200,26 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def _as_set(backend: Any, settings: dict[str, Any]) -> Any:
+    """Return the tokenizer of a tokenizer.json that does what tokenizer_config.json says, where they disagree.
+
+    The latter has the last word in transformers, but for classes that are no model's own.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+
+    if settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        return backend
+    said = {ours: settings[key] for key, ours in NORMALIZER.items() if settings.get(key) is not None}
+    if said and isinstance(backend.normalizer, normalizers.BertNormalizer):
+        is_so = json.loads(backend.normalizer.__getstate__())
+        backend.normalizer = normalizers.BertNormalizer(**{key: is_so[key] for key in is_so if key != "type"} | said)
+    space = settings.get("add_prefix_space")
+    if space is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        is_so = json.loads(backend.pre_tokenizer.__getstate__())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=is_so.get("use_regex", True))
+    return backend
+
+
 def _word_piece(path: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """BERT's tokenizer from its vocabulary, one piece a line."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -223,6 +250,11 @@ def _byte_level(vocab_path: Path, merges_path: Path, settings: dict[str, Any]) -
     """RoBERTa's tokenizer from its vocabulary and its merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+    kind = settings.get("tokenizer_class") or "RobertaTokenizer"
+    if not str(kind).startswith(("Roberta", "Bart")):
+        raise CheckpointError(
+            f"{vocab_path} is for a {kind}, of which tokenizer.json is read alone: save it with transformers to get one"
+        )
     vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
     names = {role: settings.get(role) or default for role, default in ROBERTA_TOKENS.items()}
     _require(names, vocab, vocab_path)
