@@ -385,7 +385,7 @@ def test_calls_from_outside_the_model_are_counted_not_mixed_in(bert: Bert, token
         F.scaled_dot_product_attention(q, q, q)
         bert(tokens)
     assert len(seen.layers) == 3
-    assert seen.unseen[0].reason == "1 fused calls came from outside the watched model"
+    assert seen.unseen[0].reason == "1 fused call came from outside the watched model"
 
 
 def test_a_model_that_ran_in_another_thread_is_named(bert: Bert, tokens: Tensor) -> None:

@@ -152,7 +152,7 @@ class Recording(Summaries):
             found.append(Unseen(name, ran.kind, self.refused.get(name, ran.likely)))
         found += [Unseen(name, "", why) for name, why in self.refused.items() if name not in self.ran]
         if self.outside:
-            found.append(Unseen("", "", f"{self.outside} fused calls came from outside the watched model"))
+            found.append(Unseen("", "", f"{counted(self.outside, 'fused call')} came from outside the watched model"))
         return tuple(found)
 
     @property
