@@ -295,7 +295,7 @@ def test_an_exported_model_is_seen_as_its_original(taken_apart: bool) -> None:
         assert len(seen.layers) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_tracing_is_left_alone_and_said() -> None:
     model, x = Scaled(), torch.randn(2, 4, 6, 16)
     with torch.no_grad(), watch(model) as seen:
@@ -304,7 +304,7 @@ def test_tracing_is_left_alone_and_said() -> None:
     assert "while torch.jit.trace ran the model it was not watched" in seen.notes
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_what_is_within_torchscript_is_said_once() -> None:
     model, x = nn.Sequential(nn.Sequential(Scaled())), torch.randn(2, 4, 6, 16)
     with torch.no_grad(), watch(nn.Sequential(torch.jit.trace(model, (x,)), nn.Identity())) as seen:
