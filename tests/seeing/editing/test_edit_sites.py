@@ -112,6 +112,24 @@ def test_attention_by_hand_is_edited() -> None:
     torch.testing.assert_close(*found)
 
 
+def test_weights_that_go_on_after_their_values_are_said() -> None:
+    class Shaw(nn.Module):
+        """Self-attention with relative positions among the values too (Shaw et al. 2018, equation 3)."""
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, near: Tensor) -> Tensor:
+            weights = torch.softmax(q @ k.mT * 8**-0.5, -1)
+            return weights @ v + torch.einsum("bhij,ijd->bhid", weights, near)
+
+    given, model = (*torch.randn(3, 2, 4, 6, 8), torch.randn(6, 6, 8)), Shaw()
+    for off, notes in ((None, 0), (2, 1)):
+        with edit(model) as change:
+            if off is not None:
+                change.switch_off(0, off)
+            model(*given)
+        assert len(change.notes) == notes
+    assert "an edit changes the first alone" in change.notes[0]
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_vit_of_timm_is_edited_fused_and_not(timm: Any, gradient: bool) -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, depth=2).eval()

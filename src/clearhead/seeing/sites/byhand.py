@@ -50,13 +50,17 @@ Met = tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 class ByHand:
     """Follows products to softmaxes. `found` is told of attention, and may answer with another output; `lost` of a
-    call that was attention and cannot be told exactly, with the reason. With `gradients` these flow through what is
-    told."""
+    call that was attention and cannot be told exactly, with the reason; `note` of weights that go on after another
+    output was answered. With `gradients` these flow through what is told."""
 
     def __init__(
-        self, found: Callable[[Found], Tensor | None], lost: Callable[[str], None], gradients: bool = False
+        self,
+        found: Callable[[Found], Tensor | None],
+        lost: Callable[[str], None],
+        note: Callable[[str], None],
+        gradients: bool = False,
     ) -> None:
-        self.found, self.lost, self.gradients = found, lost, gradients
+        self.found, self.lost, self.note, self.gradients = found, lost, note, gradients
         self.known: dict[int, tuple[weakref.ref[Tensor], State, int]] = {}
 
     def run(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -188,6 +192,8 @@ class ByHand:
         weights = state.weights if isinstance(state, Turned) else state
         given = [x for x in flat(args, {}) if isinstance(x, Tensor)]
         pair = all(x.ndim > 2 and not fixed(x) for x in given)  # not tokens x classes, nor something learned
+        if weights.edited and any(self.state(x) is None and not fixed(x) for x in given):
+            self.note("weights of attention by hand met something after their values: an edit changes the first alone")
         if weights.told or (weights.scores.broken == UNKNOWN and not pair):
             return out
         try:
@@ -223,6 +229,7 @@ class ByHand:
         else:
             weights.told, weights.scores = True, scores.emptied()  # the model may return its weights: they hold nothing
             edited = self.found(Found(scores, weights.dropout, v, out, lay))
+            weights.edited = edited is not None
             return out if edited is None else back(edited)
         return out
 

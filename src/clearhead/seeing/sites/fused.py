@@ -69,7 +69,7 @@ class FusedCalls(TorchFunctionMode):
         self.note = note
         self.report, self.refuse, self.split, self.thread = report, refuse, split, threading.get_ident()
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
-        self.by_hand = ByHand(self.found_by_hand, self.lost, gradients)
+        self.by_hand = ByHand(self.found_by_hand, self.lost, note, gradients)
         self.flash, self.in_flash = Reader(note), False
         self.trials: list[Trial] = []  # of running modules that are named like attention
 

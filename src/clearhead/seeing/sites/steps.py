@@ -40,6 +40,7 @@ class Weights:
     scores: Scores
     dropout: float = 0.0
     told: bool = False
+    edited: bool = False
     versions: tuple[int, ...] = ()  # of what the scores are made of, when they were compared with the weights
 
 
