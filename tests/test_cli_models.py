@@ -253,6 +253,12 @@ def test_translate_writes_what_the_model_makes_of_each_text(
     assert len(people.out.splitlines()) == len(TEXTS)
 
 
+def test_translate_says_which_letters_the_model_does_not_know(call: Any) -> None:
+    known, unknown = (call("translate", word) for word in ("déjà", "日本日 x"))
+    assert (known.code, known.err, unknown.code) == (0, "", 0)
+    assert unknown.err == "clearhead: not in the model's vocabulary, and read as unknown: '日', '本'\n"
+
+
 def test_an_answer_begins_with_the_token_that_the_checkpoint_forces(places: dict[str, Path], tmp_path: Path) -> None:
     from clearhead.cli.answers import Choices, Writer
     from clearhead.generation import Never, Step

@@ -54,6 +54,11 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).view(batch, time, 3, 4, 8).permute(2, 0, 3, 1, 4)
         if self.how == "by hand":
             out = F.softmax(q @ k.mT * 8**-0.5, -1) @ v
+        elif self.how == "exponentials":
+            weights = (q @ k.mT * 8**-0.5).exp()
+            out = weights / weights.sum(-1, keepdim=True) @ v
+        elif self.how == "logarithms":
+            out = F.log_softmax(q @ k.mT * 8**-0.5, -1).exp() @ v
         elif self.how == "turned":
             out = (v.mT @ F.softmax(q @ k.mT * 8**-0.5, -1).transpose(-2, -1)).mT
         elif self.how == "sinks":
@@ -291,6 +296,8 @@ def test_a_forward_that_was_compiled_by_itself_is_said_to_run_uncompiled() -> No
     [
         ("by hand", "its graph holds attention written by hand, which is recognised only where it runs as Python"),
         ("turned", "its graph holds attention written by hand"),
+        ("exponentials", "its graph holds attention written by hand"),
+        ("logarithms", "its graph holds attention written by hand"),
         ("sinks", "its graph holds attention with sinks of our own"),
         ("again", "its graph holds attention in a graph inside it: activation checkpointing, a condition"),
         ("break", "torch could not make one graph of it: "),

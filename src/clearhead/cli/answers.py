@@ -24,6 +24,7 @@ from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfi
 from clearhead.models.gpt import GPTForCausalLM
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
+FEW = 8  # of what a model does not know, listed
 CONTEXT = 8  # tokens before an answer that decide whether it begins with a space
 GENERATION = "generation_config.json"
 FIRST = "forced_bos_token_id"  # what every answer begins with after the start token (BART's)
@@ -135,6 +136,10 @@ class Writer:
         """Return the tokens of a text, and how many may be written; what does not fit is left out and said."""
         config, encoded = self.config, self.tokenizer.encode(text)
         ids = list(encoded.ids)
+        spans = (span for token, span in zip(ids, encoded.spans) if token == self.tokenizer.unknown_id)
+        if unknown := list(dict.fromkeys(repr(text[start:end]) for start, end in spans)):
+            more = f" and {len(unknown) - FEW:,} more" * (len(unknown) > FEW)
+            note(f"not in the model's vocabulary, and read as unknown: {', '.join(unknown[:FEW])}{more}")
         if isinstance(config, EncoderDecoderConfig):
             if left_out := max(0, len(ids) - config.max_source_len):
                 note(f"the model reads {config.max_source_len} pieces at once: the last {left_out:,} are left out")

@@ -137,6 +137,12 @@ class Tokenizer:
         return found
 
     @property
+    def unknown_id(self) -> int | None:
+        """The id of whatever the vocabulary lacks, or None for a tokenizer that can spell everything."""
+        unknown = self._id("unk_token")
+        return None if unknown == self.end_id else unknown  # GPT-2 calls its end so, and never needs it
+
+    @property
     def special_ids(self) -> list[int]:
         """The ids of every special token, in ascending order."""
         return sorted(i for i, token in self.backend.get_added_tokens_decoder().items() if token.special)

@@ -13,7 +13,7 @@ import functools
 import operator
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -242,19 +242,23 @@ def untold(node: torch.fx.Node) -> str | None:
     if node.target is TORCHS_OWN:
         asked = node.kwargs.get("need_weights", node.args[NEED_WEIGHTS] if len(node.args) > NEED_WEIGHTS else True)
         return "nn.MultiheadAttention that is asked for its weights" if asked else None
-    if what(node) != "softmax":
-        return None
+    made = what(node)
+    weighs = made == "softmax" or (made == "exp" and product_near(node, lambda one: one.all_input_nodes))
+    return BY_HAND if weighs and product_near(node, lambda one: one.users) else None
+
+
+def product_near(node: torch.fx.Node, along: Callable[[torch.fx.Node], Iterable[torch.fx.Node]]) -> bool:
+    """Say whether `along` leads from a node to a product by nothing but what is done to scores and weights."""
     ahead, known = [node], {node}
     while ahead:
-        at = ahead.pop()
-        for user in at.users:
-            kind = what(user)
+        for one in along(ahead.pop()):
+            kind = what(one)
             if kind == "product":
-                return BY_HAND
-            if kind is not None and kind not in ENDS and user not in known:
-                known.add(user)
-                ahead.append(user)
-    return None
+                return True
+            if (kind == "log" or (kind is not None and kind not in ENDS)) and one not in known:
+                known.add(one)
+                ahead.append(one)
+    return False
 
 
 def what(node: torch.fx.Node) -> str | None:
