@@ -1,6 +1,7 @@
 """A mask of any kind comes back link by link from the rule that was kept of it, and the rule is a short one."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -189,5 +190,37 @@ def test_masks_of_earlier_forwards_are_let_go_of(monkeypatch: pytest.MonkeyPatch
             model(torch.randn(1, 2, 6, 8))
         assert [mask() is None for mask in alive] == [True, True, False]
     assert alive[2]() is None
-    assert len(read) == 4  # three new masks, and the fixed one once
+    assert len(read) == 6  # every forward reads both of its masks
     assert len({id(call.rule) for call in seen.calls[1]}) == 1
+
+
+def by_data(mask: Tensor) -> None:
+    mask.data[0, 0] = False
+
+
+def by_assigning_data(mask: Tensor) -> None:
+    mask.data = mask.data & (torch.arange(6) > 0)
+
+
+def by_numpy(mask: Tensor) -> None:
+    mask.numpy()[:, 1] = False
+
+
+@pytest.mark.parametrize("change", [by_data, by_assigning_data, by_numpy])
+def test_a_mask_that_is_changed_between_two_runs_is_read_again(change: Callable[[Tensor], None]) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones(6, 6).bool())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=self.mask)
+
+    model, x = Masked(), torch.randn(1, 1, 6, 8)
+    with watch(model) as seen:
+        model(x)
+        change(model.mask)
+        model(x)
+    for call, mask in ((0, torch.ones(6, 6).bool()), (1, model.mask)):
+        expected = (x[0, 0] @ x[0, 0].mT / 8**0.5).masked_fill(~mask, -torch.inf).softmax(-1)
+        torch.testing.assert_close(seen.map(0, 0, call=call), expected)

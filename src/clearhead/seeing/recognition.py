@@ -10,7 +10,6 @@ Nothing is guessed: a rule is returned only where it gives back the mask, link b
 way is a piece of `PIECE` links.
 """
 
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -43,56 +42,62 @@ def recognise(mask: Tensor | None, is_causal: bool, shape: tuple[int, int, int, 
 
 
 class Masks:
-    """The rules of the latest few masks: layers that share a mask share its rule, and it is read once."""
+    """The rules of the masks of the running forward pass: layers that share a mask share its rule, and it is read once.
 
-    MANY = 4  # that one forward may use in turn
+    Every forward reads its masks again, since a mask can be changed in ways that torch does not count (`.data`, numpy).
+    """
+
+    MAX_MASKS = 4  # known at the same time: a model with two kinds of layers uses two in turn
 
     def __init__(self) -> None:
-        self.latest: list[Known] = []
+        self.known: list[Known] = []
+        self.latest: list[Rule] = []
         self.forward = 0
 
     def clear(self) -> None:
         """Let go of the masks."""
+        self.known.clear()
         self.latest.clear()
 
     def during(self, forward: int) -> None:
-        """Let go of the masks of earlier forwards, which may be large; those that live on are still known."""
+        """Forget the masks of earlier forward passes; their rules stay, to be shared with masks that say the same."""
         if forward != self.forward:
             self.forward = forward
-            for known in self.latest:
-                known.held = None
+            self.known.clear()
 
     def rule(self, given: Tensor, lead: tuple[int, ...], shape: tuple[int, int, int, int], dtype: torch.dtype) -> Rule:
         """Return the rule of a mask that broadcasts to `lead` x query x key; a bias is kept in `dtype`."""
+        given = given.as_subclass(Tensor)  # only subclasses that hold plain numbers come here
         version = -1 if given.is_inference() else given._version
-        for known in self.latest:
-            if known.version == version != -1 and known.shape == shape and known.is_of(given):
+        for known in self.known:
+            if known.version == version != -1 and known.shape == shape and _same_view(known.mask, given):
                 return known.rule
         mask = given.expand(*lead, *given.shape[-2:]).flatten(0, -4) if given.ndim > 4 else given
-        rule = recognise(mask if mask.dtype == torch.bool else mask.to(dtype), False, shape)
+        rule = self.shared(recognise(mask if mask.dtype == torch.bool else mask.to(dtype), False, shape))
+        self.known = [*self.known[1 - self.MAX_MASKS :], Known(given, version, shape, rule)]
+        return rule
+
+    def shared(self, rule: Rule) -> Rule:
+        """Return a rule of late that says the same, or else `rule` itself."""
         for known in self.latest:
-            rule = known.rule if known.rule.same(rule) else rule
-        self.latest = [*self.latest[1 - self.MANY :], Known(given, weakref.ref(given), version, shape, rule)]
+            if known.same(rule):
+                return known
+        self.latest = [*self.latest[1 - self.MAX_MASKS :], rule]
         return rule
 
 
 @dataclass
 class Known:
-    """A mask that was read, and its rule.
+    """A mask that was read in this forward pass, and its rule.
 
-    A mask may be a new view of the same numbers at every layer. While one is held its memory is nobody else's, and
+    A mask may be a new view of the same numbers at every layer. While one is held here its memory is nobody else's, and
     writing to it changes its version, which inference mode does not count.
     """
 
-    held: Tensor | None
-    seen: "weakref.ref[Tensor]"
+    mask: Tensor
     version: int
     shape: tuple[int, int, int, int]
     rule: Rule
-
-    def is_of(self, given: Tensor) -> bool:
-        """Say whether a mask is this one."""
-        return self.seen() is given or (self.held is not None and _same_view(self.held, given))
 
 
 def _same_view(one: Tensor, other: Tensor) -> bool:

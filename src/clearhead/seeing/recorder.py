@@ -28,6 +28,7 @@ from clearhead.seeing.recordings.saving import finish
 from clearhead.seeing.recordings.store import File
 from clearhead.seeing.rule import Rule
 from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
+from clearhead.seeing.sites.subclasses import holds_numbers
 from clearhead.seeing.sites.whereabouts import Whereabouts, standing_beside
 
 
@@ -108,7 +109,7 @@ class Recorder(Whereabouts):
         if self.layers is not None and not any(asked(want, index, name) for want in self.layers):
             self.recording.skipped.add(index)
             return
-        if (reason := not_plain(sighting.q)) is not None:
+        if (reason := not_plain(sighting)) is not None:
             self.recording.refused[name] = reason
             return
         try:
@@ -220,8 +221,9 @@ def asked(want: int | str, index: int, name: str) -> bool:
     return fnmatchcase(name, want) if isinstance(want, str) else want == index
 
 
-def not_plain(q: Tensor) -> str | None:
+def not_plain(sighting: Sighting) -> str | None:
     """Say why a call cannot be recorded, or None."""
+    q, mask = sighting.q, sighting.mask
     if q.is_meta:
         return "it ran on the meta device, which holds no numbers"
     if q.is_nested:
@@ -230,4 +232,6 @@ def not_plain(q: Tensor) -> str | None:
         return f"its queries came as {type(q).__name__}, not as plain tensors"
     if torch._C._functorch.is_functorch_wrapped_tensor(q):
         return "it ran inside torch.func (vmap, grad): watch the plain call"
+    if mask is not None and not holds_numbers(mask):
+        return f"its mask came as {type(mask).__name__}, whose numbers are not known here: give a plain tensor"
     return None

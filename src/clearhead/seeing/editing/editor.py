@@ -158,7 +158,7 @@ class Edits:
             raise WatchError(f"{where} can be seen but not edited: {sighting.fixed}")
         if sighting.v is None or sighting.out is None:
             raise WatchError(f"{where} can be seen but not edited: it computes attention where its output is not known")
-        if (reason := not_plain(sighting.q)) is not None:
+        if (reason := not_plain(sighting)) is not None:
             raise WatchError(f"{where} cannot be edited: {reason}")
         with torch._C.DisableTorchFunction():  # what is computed here is no part of the model: no watcher sees it
             call = recorder.describe(sighting)

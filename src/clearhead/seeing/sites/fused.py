@@ -32,6 +32,7 @@ from clearhead.seeing.sites.interface import Asked
 from clearhead.seeing.sites.layouts import Reader
 from clearhead.seeing.sites.normaliser import LogSumExp
 from clearhead.seeing.sites.sighting import Report, Sighting, dtype_in_kernel
+from clearhead.seeing.sites.subclasses import causal_rule
 from clearhead.seeing.sites.trials import Trial
 
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
@@ -84,7 +85,7 @@ class FusedCalls(TorchFunctionMode):
             self.note(TRACED)
             return func(*args, **kwargs)
         if func in FUSED_CALLS and not torch.compiler.is_compiling():
-            return self.see(func, *args, **kwargs)
+            return self.see(func, args, kwargs)
         if func is F.multi_head_attention_forward and OWN.texts is None:
             with self.inside_torchs_own(*args):
                 return func(*args, **kwargs)
@@ -99,24 +100,14 @@ class FusedCalls(TorchFunctionMode):
         self.trials = self.trials and [trial for trial in self.trials if trial.goes_on(func, args, kwargs, out)]
         return out
 
-    def see(
-        self,
-        func: Callable[..., Tensor],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **rest: Any,
-    ) -> Tensor:
-        """Run the fused call `func`, report it, and go on with what the report answers, or with what came out."""
+    def see(self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """Run the fused call `func` as it was made, report it, and go on with the answer, or with what came out."""
         beside = LogSumExp()  # type: ignore[no-untyped-call]
         with beside:
-            out = func(query, key, value, attn_mask, dropout_p, is_causal, **rest)
+            out = func(*args, **kwargs)
         lost = OWN.texts is not None and not torch.is_grad_enabled()
-        scale, lse = rest.get("scale"), beside.found
-        edited = self.tell(Sighting(query, key, attn_mask, dropout_p, is_causal, scale, lse, lost, value, out))
+        sighting = replace(_fused(*args, **kwargs), lse=beside.found, out=out, fast_path_lost=lost)
+        edited = self.tell(sighting)
         return out if edited is None else edited
 
     def see_sinks(
@@ -261,6 +252,23 @@ class FusedCalls(TorchFunctionMode):
                 yield
         finally:
             functional.has_torch_function, OWN.texts = before, None
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    **_: Any,
+) -> Sighting:
+    """Return what F.scaled_dot_product_attention was given, called as it is."""
+    rule = causal_rule(attn_mask)
+    mask = attn_mask if rule is None else None
+    return Sighting(query, key, mask, dropout_p, is_causal, scale, None, v=value, rule=rule)
 
 
 @contextlib.contextmanager
