@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,17 @@ def probabilities(folder: Path, ids: Sequence[int]) -> list[float]:
     model = load(folder)
     with torch.no_grad():
         return model(torch.tensor([ids])).softmax(-1)[0].tolist()
+
+
+def test_classes_of_one_name_keep_their_own_probabilities(folder: Path, tmp_path: Path, call: Call) -> None:
+    model = load(folder)
+    model.config = replace(model.config, labels=("good", "bad", "good"))
+    save(model, tmp_path / "twins", tokenizer=Tokenizer.load(folder))
+    (line,) = call("classify", TEXT, "--model", tmp_path / "twins", "--json").json
+    expected = probabilities(folder, Tokenizer.load(folder).encode(TEXT).ids)
+    assert line["probabilities"] == {
+        name: pytest.approx(p, abs=1e-6) for name, p in zip(("good (0)", "bad", "good (2)"), expected, strict=True)
+    }
 
 
 def test_classify_json_holds_the_models_own_probabilities(call: Call, folder: Path) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from clearhead.attention import MultiHeadAttention
 from clearhead.checkpoints import load, save
 from clearhead.classification import embed
+from clearhead.cli.labeller import distinct_labels
 from clearhead.data.images import ImageProcessor
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
@@ -373,6 +374,28 @@ def test_classify_labels_pictures_of_a_folder_by_argument_and_by_list(
     assert call("classify", *files, "--model", places["vit"], "--json").out == done.out
     listed = "\n".join(map(str, files)).encode()
     assert call("classify", "--model", places["vit"], "--json", stdin=listed).out == done.out
+
+
+def test_classes_of_one_name_keep_their_own_probabilities(call: Any, tmp_path: Path, photos: Path) -> None:
+    names = ("crane", "bag", "crane")
+    config = ViTConfig(image_size=(16, 16), patch_size=4, n_layers=1, labels=names, **SIZES)
+    save(shaken(ViTForImageClassification(config)), tmp_path / "vit", family="vit")
+    ImageProcessor(resize=(16, 16)).save(tmp_path / "vit")
+    picture = photos / "0.png"
+    with torch.no_grad():
+        expected = load(tmp_path / "vit")(ImageProcessor.load(tmp_path / "vit").read(picture)[None]).softmax(-1)[0]
+    (line,) = call("classify", picture, "--model", tmp_path / "vit", "--json").json
+    named = dict(zip(("crane (0)", "bag", "crane (2)"), expected.tolist(), strict=True))
+    assert line["probabilities"] == {name: pytest.approx(p, abs=1e-6) for name, p in named.items()}
+    assert line["label"] == max(named, key=lambda name: named[name])
+    shown = call("classify", picture, "--model", tmp_path / "vit", "--top", "3").out
+    assert all(f"{name} " in shown for name in named)
+
+
+def test_labels_are_made_distinct_whatever_they_are_called() -> None:
+    assert distinct_labels(("a", "b")) == ("a", "b")
+    assert distinct_labels(("a", "b", "a")) == ("a (0)", "b", "a (2)")
+    assert distinct_labels(("a", "a", "a (0)")) == ("a (0)", "a (1)", "a (0) (2)")
 
 
 def test_what_is_named_like_a_picture_or_holds_one_is_a_picture(photos: Path) -> None:

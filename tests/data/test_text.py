@@ -124,6 +124,44 @@ def test_a_number_or_a_truth_is_a_label_of_that_name_before_it_is_an_index(file:
         assert told == {"1 2 3": ["1", "3", "2"], "true false": ["true", "false"], "one two": ["one", "two"]}[labels]
 
 
+STARS = tuple("12345")
+
+
+@pytest.mark.parametrize("values", ["0 1 2 3 4", "1 2", "4 0 5"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_numbers_that_are_names_and_indices_of_different_labels_are_refused(
+    values: str, suffix: str, file: Any
+) -> None:
+    lines = {
+        "csv": "text,label\n" + "".join(f"a,{value}\n" for value in values.split()),
+        "tsv": "text\tlabel\n" + "".join(f"a\t{value}\n" for value in values.split()),
+        "jsonl": "".join(f'{{"text": "a", "label": {value}}}\n' for value in values.split()),
+    }
+    first = next(value for value in values.split() if value in "1234")  # 0 is no name, 5 no index
+    by_index = STARS[int(first)]
+    with pytest.raises(InputError, match=f"called '{first}'.*or label number {first} .* called '{by_index}'"):
+        read_examples(file(f"x.{suffix}", lines[suffix].encode()), Columns(label="label"), STARS)
+
+
+def test_numbers_with_one_reading_are_read(file: Any) -> None:
+    def told(content: str, labels: tuple[str, ...], name: str = "x.csv") -> list[str]:
+        examples = read_examples(file(name, content.encode()), Columns(label="label"), labels)
+        return [labels[example.target.index(1.0)] for example in examples]
+
+    assert told("text,label\na,5\na,1\n", STARS) == ["5", "1"]  # 5 is no index, so all are names
+    assert told("text,label\na,0\na,1\n", ("0", "1")) == ["0", "1"]  # both readings say the same
+    assert told('{"text": "a", "label": "1"}\n', STARS, "x.jsonl") == ["1"]  # a string is a name
+    assert told('{"text": "a", "label": 1}\n', ("one star", "two stars"), "x.jsonl") == ["two stars"]
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(file: Any) -> None:
+    lines = b'{"text": "a", "answer": "b"}\n{"text": "a", "answer": "b \\ud83d"}\n'
+    with pytest.raises(InputError, match=r"x\.jsonl:2: not valid Unicode: surrogates not allowed at character 2"):
+        read_examples(file("x.jsonl", lines), Columns(target_text="answer"))
+    with pytest.raises(InputError, match=r"x\.jsonl:1: not valid Unicode"):
+        read_examples(file("x.jsonl", b'{"text": "\\udc00"}\n'), Columns())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

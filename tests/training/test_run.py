@@ -198,7 +198,7 @@ def test_dropout_is_what_the_recipe_says(place: Path) -> None:
     model = load(run_recipe("recipe.toml", out="run"))
     assert isinstance(model, BertForSequenceClassification)
     assert (model.config.dropout, model.dropout.p, model.bert.blocks[0].dropout.p) == (0.3, 0.25, 0.3)
-    assert model.config.attention_dropout == 0.1
+    assert model.config.attention_dropout == model.bert.blocks[0].attention.dropout == 0.3  # no rate of its own
 
 
 def test_a_recipe_needs_no_valid_files(place: Path) -> None:

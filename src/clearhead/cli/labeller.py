@@ -2,6 +2,7 @@
 behind it; for pictures the preprocessing that the checkpoint names.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,6 +52,18 @@ class Windows:
         return windows
 
 
+def distinct_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the classes, each different: where several have one name, with their index behind it.
+
+    ImageNet has two classes called crane, a bird and a machine. Answers list probabilities by name.
+    """
+    count = Counter(labels)
+    distinct = tuple(f"{name} ({i})" if count[name] > 1 else name for i, name in enumerate(labels))
+    if len(set(distinct)) == len(labels):
+        return distinct
+    return tuple(f"{name} ({i})" for i, name in enumerate(labels))  # one is called like another with its index
+
+
 class Labeller:
     """A model that labels texts, opened by its name."""
 
@@ -58,7 +71,7 @@ class Labeller:
 
     def __init__(self, folder: Path, model: nn.Module, *, dtype: str = "fp32", threads: int | None = None) -> None:
         assert isinstance(model, BertForSequenceClassification | ModernBertForSequenceClassification)
-        self.model, self.labels = model, model.config.labels
+        self.model, self.labels = model, distinct_labels(model.config.labels)
         self.windows = Windows(Tokenizer.load(folder), model.config.max_len, "probabilities")
         self.runner = runner_of(model, dtype, threads)
 
@@ -79,7 +92,7 @@ class PictureLabeller:
         if threads is not None:
             torch.set_num_threads(threads)
         assert isinstance(model, LABELS_PICTURES)
-        self.model, self.labels = model, model.config.labels
+        self.model, self.labels = model, distinct_labels(model.config.labels)
         self.processor = ImageProcessor.load(folder)
         self.dtype, self.n_read, self.n_unread = DTYPES[dtype], 0, 0
 

@@ -3,14 +3,13 @@
     samples, 16,000 a second -> 25 ms at a time, every 10 ms -> power of each frequency -> 80 bands of mels -> log10
 
 A band of the mel scale is as wide as the ear hears it: narrow below 1 kHz, wider above (Slaney 1998, Auditory Toolbox).
-The numbers are those of transformers' WhisperFeatureExtractor. Files are .wav, read by Python's own `wave`.
+The numbers are those of transformers' WhisperFeatureExtractor. Files are .wav, read by `wav.py`.
 
 Next: `models/encoder_decoder.py` listens.
 """
 
 import json
 import math
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from clearhead.config import read_json
 from clearhead.data.preprocessing import PREPROCESSOR
+from clearhead.data.wav import read_wav
 from clearhead.errors import CheckpointError, InputError
 
 # Keys of a WhisperFeatureExtractor that change nothing here: what follows from others, and what the caller is given.
@@ -78,10 +78,15 @@ class SoundProcessor:
         (folder / PREPROCESSOR).write_text(json.dumps(words, indent=2) + "\n", encoding="utf-8")
 
     def read(self, path: str | Path) -> list[Float[Tensor, "mels frames"]]:
-        """Return what is heard in a .wav file, one spectrogram for each `seconds` of it."""
+        """Return what is heard in a .wav file, one spectrogram for each `seconds` of it.
+
+        Samples at the end that make up less than one frame, `hop` of them, are no piece of their own, as in OpenAI's
+        Whisper.
+        """
         samples, rate = read_wav(path)
         samples, size = resample(samples, rate, self.rate), self.rate * self.seconds
-        return [self.hear(samples[start : start + size]) for start in range(0, len(samples), size)]
+        starts = range(0, max(len(samples) - self.hop + 1, 1), size)
+        return [self.hear(samples[start : start + size]) for start in starts]
 
     def hear(self, samples: Float[Tensor, " samples"]) -> Float[Tensor, "mels frames"]:
         """Return the log-mel spectrogram of samples from -1 to 1, `rate` a second and at most `seconds` long.
@@ -119,40 +124,6 @@ def _mels(hertz: Tensor) -> Tensor:
 
 def _hertz(mels: Tensor) -> Tensor:
     return torch.where(mels < 15, mels * 200 / 3, 1_000 * ((mels - 15) * math.log(6.4) / 27).exp())
-
-
-def read_wav(path: str | Path) -> tuple[Float[Tensor, " samples"], int]:
-    """Return the samples of a .wav file, from -1 to 1, the mean of its channels, and how many a second.
-
-    PCM of 8, 16, 24 or 32 bits; InputError says what else it is, or that it is no .wav at all.
-    """
-    try:
-        with wave.open(str(path), "rb") as file:
-            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            raw = bytearray(file.readframes(file.getnframes()))
-        if rate < 1:
-            raise wave.Error("0 samples a second")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected a .wav") from None
-    except (wave.Error, EOFError, OSError) as error:
-        raise InputError(
-            f"{path} is no .wav that can be read ({error or 'it ends too soon'}): expected PCM, made for example by "
-            f"ffmpeg -i IN -ac 1 -ar 16000 -c:a pcm_s16le OUT.wav"
-        ) from error
-    raw = raw[: len(raw) // (width * channels) * width * channels]  # a file that was cut
-    if not raw or width not in (1, 2, 3, 4):
-        raise InputError(
-            f"{path}: {'no samples' if not raw else f'{8 * width} bits a sample'}, expected PCM of 8 to 32"
-        )
-    if width == 1:  # the only one without a sign
-        numbers = torch.frombuffer(raw, dtype=torch.uint8).double() - 128
-    elif width == 3:
-        low, middle, high = torch.frombuffer(raw, dtype=torch.uint8).view(-1, 3).long().unbind(1)
-        numbers = (low + 256 * middle + 65_536 * (high - 256 * (high > 127))).double()
-    else:
-        numbers = torch.frombuffer(raw, dtype=torch.int16 if width == 2 else torch.int32).double()
-    samples = numbers.view(-1, channels).mean(1) / 2.0 ** (8 * width - 1)
-    return samples.float(), rate
 
 
 def resample(samples: Float[Tensor, " samples"], rate: int, wanted: int) -> Float[Tensor, " new"]:

@@ -83,7 +83,7 @@ LONGEST = 2**31 - 1  # characters of a text in a .csv file: what a C long holds 
 class Columns:
     """Which column holds what. At most one of `label`, `positive` and `probabilities` is the target; none: no target.
 
-    label:         a label's name, or its index
+    label:         a label's name, or its index, counted from 0; a file that can be read both ways is refused
     positive:      the probability of the second of two labels
     probabilities: one number a label, as a list in the labels' order or as {label: number}; .jsonl only
     weight:        how much the example counts, 1 if the column is not named
@@ -122,20 +122,26 @@ def read_examples(path: Path | str, columns: Columns, labels: Sequence[str] = ()
     """Read a .jsonl file, or a .csv or .tsv file with a header line.
 
     A `label` column holds names out of `labels` or indices into them. InputError says file:line, what was expected
-    there and which columns there are.
+    there and which columns there are. Where labels are numbers, `"1"` to `"5"`, and the file holds numbers too, it is
+    read as the one of the two that fits all its lines, and refused if both fit or each fits some lines. In .jsonl a
+    string is always a name.
     """
     readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".tsv": _tsv_records}
     path = Path(path)
+    column = _LabelColumn(labels, has_types=path.suffix == ".jsonl")
     if path.suffix not in readers:
         raise InputError(f"{path}: expected a file that ends in {', '.join(readers)}")
     examples = []
     for number, record in readers[path.suffix](path):
         try:
-            examples.append(_example(record, columns, labels))
+            examples.append(_example(record, columns, labels, column))
+            _require_unicode(examples[-1])
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from None
     if not examples:
         raise InputError(f"{path} is empty: expected one example a line")
+    if column.ambiguity:
+        raise InputError(f"{path}: {column.ambiguity}")
     return examples
 
 
@@ -191,7 +197,9 @@ def _record(path: Path, number: int, header: list[str], row: list[str]) -> Mappi
     return dict(zip(header, row))
 
 
-def _example(record: Mapping[str, Any], columns: Columns, labels: Sequence[str]) -> Example:
+def _example(
+    record: Mapping[str, Any], columns: Columns, labels: Sequence[str], label_column: "_LabelColumn"
+) -> Example:
     """Make an Example of one record, or say what is wrong with it."""
 
     def cell(column: str) -> Any:
@@ -204,7 +212,7 @@ def _example(record: Mapping[str, Any], columns: Columns, labels: Sequence[str])
         raise InputError(f"column {columns.text!r}: expected a text, got {text!r}")
     target: tuple[float, ...] = ()
     if columns.label is not None:
-        index = _label_index(cell(columns.label), labels)
+        index = label_column.read(cell(columns.label))
         target = tuple(float(i == index) for i in range(len(labels)))
     elif columns.positive is not None:
         if len(labels) != 2:
@@ -220,17 +228,58 @@ def _example(record: Mapping[str, Any], columns: Columns, labels: Sequence[str])
     return Example(text=text, target=target, weight=weight, target_text=answer)
 
 
-def _label_index(value: Any, labels: Sequence[str]) -> int:
-    if isinstance(value, int):  # of stars "1" to "5" a 1 is a name, in JSON as in CSV; and so is true
-        value = next((label for label in labels if label.casefold() == json.dumps(value)), value)
-    if value in labels:
-        return list(labels).index(value)
-    counts = isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 10)
-    index = int(value) if counts else -1
-    if not 0 <= index < len(labels):
-        known = f"{', '.join(labels)}, or 0 to {len(labels) - 1}" if labels else "none, since no labels are named"
-        raise InputError(f"unknown label {value!r}; known: {known}")
-    return index
+class _LabelColumn:
+    """Reads the labels of a file, given by name or by index, and notices where the two readings disagree."""
+
+    def __init__(self, labels: Sequence[str], *, has_types: bool) -> None:
+        """Read names out of `labels`; `has_types`: the file tells the string "1" from the number 1."""
+        self.labels, self.has_types = list(labels), has_types
+        self.two_readings: tuple[Any, int, int] | None = None  # the first such value, its label by name and by index
+        self.only_names = self.only_indices = False  # whether some value is a name and no index, or the reverse
+
+    def read(self, value: Any) -> int:
+        """Return the index of the label that `value` stands for; its name counts before its index."""
+        name, names = value, self.labels
+        if isinstance(value, int):  # of the labels "1" to "5" the number 1 is a name too; of "True" and "False" true
+            name, names = json.dumps(value), [label.casefold() for label in self.labels]
+        by_name = names.index(name) if name in names else None
+        is_number = isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 10)
+        index = int(value) if is_number else -1
+        by_index = index if 0 <= index < len(self.labels) else None
+        if by_name is not None and (isinstance(value, bool) or (self.has_types and isinstance(value, str))):
+            by_index = None  # a truth value or a quoted number: certainly the name
+        if by_name is None and by_index is None:
+            numbers = f", or 0 to {len(self.labels) - 1}"
+            all_known = f"{', '.join(self.labels)}{numbers}" if self.labels else "none, since no labels are named"
+            raise InputError(f"unknown label {value!r}; known: {all_known}")
+        self.only_names |= by_index is None
+        self.only_indices |= by_name is None
+        if by_name is None:
+            assert by_index is not None
+            return by_index
+        if by_index is not None and by_index != by_name:
+            self.two_readings = self.two_readings or (value, by_name, by_index)
+        return by_name
+
+    @property
+    def ambiguity(self) -> str:
+        """What is wrong with the column as a whole, with both readings; empty where all of it has one reading."""
+        if self.two_readings is None or (self.only_names and not self.only_indices):
+            return ""
+        value, by_name, by_index = self.two_readings
+        return (
+            f"label {value!r} has two readings: the label called {self.labels[by_name]!r}, which is number {by_name}, "
+            f"or label number {by_index} counted from 0, which is called {self.labels[by_index]!r}. For names, write "
+            f"them in quotes in a .jsonl file; for indices, give the labels names that are not numbers"
+        )
+
+
+def _require_unicode(example: Example) -> None:
+    for text in (example.text, example.target_text):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            raise InputError(f"not valid Unicode: {error.reason} at character {error.start} of {text!r:.60}") from None
 
 
 def _probabilities(value: Any, column: str, labels: Sequence[str]) -> tuple[float, ...]:

@@ -26,6 +26,7 @@ TASKS: dict[str, Task] = {
     "image_classification": PICTURES,
     "sequence_to_sequence": ANSWERS,
 }
+DROPOUTS = ("dropout", "attention_dropout", "classifier_dropout")
 
 
 def build_model(folder: Path, recipe: Recipe, reader: Any) -> tuple[nn.Module, str | None]:
@@ -37,9 +38,10 @@ def build_model(folder: Path, recipe: Recipe, reader: Any) -> tuple[nn.Module, s
     section = recipe.model
     source = build(folder) if section.fresh else load(folder)
     model: Any = TASKS[recipe.objective.name].model(source, recipe, reader)
-    names = ("dropout", "attention_dropout", "classifier_dropout")
-    changes = {name: getattr(section, name) for name in names if getattr(section, name) is not None}
     known = {field.name for field in fields(model.config)}
+    changes = {name: getattr(section, name) for name in DROPOUTS if getattr(section, name) is not None}
+    if section.dropout is not None:  # `dropout` is the rate of every kind that the recipe does not name itself
+        changes = {name: section.dropout for name in DROPOUTS if name in known} | changes
     if lost := sorted(changes.keys() - known):
         raise TrainingError(f"[model] {', '.join(lost)}: a {type(model).__name__} has no such thing")
     changed = type(model)(replace(model.config, **changes))

@@ -32,9 +32,9 @@ class ModelSection:
     start: str  # a checkpoint: a folder, the name of a default, or org/model
     fresh: bool = False  # draw the weights from the seed: `start` then needs no weights, only what it is made of
     labels: tuple[str, ...] = ()
-    dropout: float | None = None  # None: as the checkpoint has it
-    attention_dropout: float | None = None
-    classifier_dropout: float | None = None
+    dropout: float | None = None  # of everything, but for what the next two name; None: as the checkpoint has it
+    attention_dropout: float | None = None  # of attention weights
+    classifier_dropout: float | None = None  # of what the classifier reads
 
     def __post_init__(self) -> None:
         _check(self, "each label once", labels=len(set(self.labels)) == len(self.labels))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -176,6 +177,14 @@ def test_the_likeliest_class_is_the_default_and_has_its_name(model: nn.Module, t
     found = effect(model, tokens)
     assert found.target == f"logit of {BERT.labels[best]!r}"
     assert found.rows == effect(model, tokens, best).rows
+
+
+def test_a_name_of_two_classes_is_refused_with_their_numbers(
+    model: BertForSequenceClassification, tokens: Tensor
+) -> None:
+    model.config = replace(model.config, labels=("good", "bad", "good"))
+    with pytest.raises(InputError, match="'good' is the name of classes 0 and 2: give the number of one"):
+        effect(model, tokens, target="good")
 
 
 def test_a_function_of_the_output_is_a_target(model: nn.Module, tokens: Tensor) -> None:

@@ -62,6 +62,11 @@ def reader(model: nn.Module, inputs: Inputs, outputs: Any, target: Target) -> tu
     if isinstance(target, str):
         if target not in labels:
             raise InputError(f"target={target!r} is no class of this model{nearest(target, labels)}")
+        if labels.count(target) > 1:
+            indices = [str(i) for i, name in enumerate(labels) if name == target]
+            raise InputError(
+                f"target={target!r} is the name of classes {' and '.join(indices)}: give the number of one"
+            )
         target = labels.index(target)
     logits = _at_last(_logits(outputs), inputs)
     if target is not None and not 0 <= arguments.whole(target, "target") < logits.shape[1]:
