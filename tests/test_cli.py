@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 
@@ -40,6 +42,7 @@ COMMANDS = (
     "transcribe",
     "derive",
     "see",
+    "explore",
     "effect",
     "profile",
     "train",
@@ -659,6 +662,34 @@ def test_ctrl_c_is_quiet_from_the_first_moment(folder: Path, processes: list[sub
         time.sleep(0.01 + 0.04 * i)
         process.send_signal(signal.SIGINT)
         assert (process.wait(60), process.stderr.read()) == (130, ""), f"send {i}"
+
+
+def test_explore_prints_one_line_and_serves_until_ctrl_c(folder: Path, processes: list[subprocess.Popen[str]]) -> None:
+    process = start("explore", TEXTS[0], "--model", folder, "--no-open")
+    processes.append(process)
+    assert process.stdout is not None
+    address = process.stdout.readline()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#token=[\w-]{43}\n", address)
+    page, _, token = address.strip().partition("#token=")
+    given: tuple[dict[str, str], ...] = ({}, {"Authorization": f"Bearer {token}"})
+    for headers, status in zip(given, (401, 200)):
+        answer = httpx2.get(f"{page}api/meta", headers=headers)
+        assert answer.status_code == status
+    assert answer.json()["title"] == TEXTS[0]
+    process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=60), process.returncode) == ("", "", 130)
+
+
+def test_explore_says_what_cannot_be_explored(call: Call, tmp_path: Path) -> None:
+    assert "nothing to explore: give a text" in call("explore").err
+    assert "--port is a number from 0 to 65535" in call("explore", "x", "--port", "70000").err
+    done = call("explore", "--file", tmp_path / "absent.txt")
+    assert (done.code, done.out) == (1, "") and "cannot be read" in done.err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = call("explore", "x", "--port", taken.getsockname()[1])
+    assert (done.code, done.out) == (1, "") and "cannot be used" in done.err and "--port" in done.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

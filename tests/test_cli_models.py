@@ -630,16 +630,17 @@ def test_a_target_is_for_encoder_decoders(call: Any, places: dict[str, Path], ph
 def test_what_is_derived_is_what_the_layer_gave_whatever_the_model(
     kind: str, places: dict[str, Path], tokenizer: Tokenizer
 ) -> None:
-    from clearhead.cli.reading import Asked, WatchedPair, WatchedText
+    from clearhead.cli.reading import Asked, Watched
+    from clearhead.explorer.reading import PairReader, TextReader
 
     n = tokenizer.vocab_size
     if kind in ENCODER_DECODERS:
         model = encoder_decoder(replace(ENCODER_DECODERS[kind], vocab_size=n, pad_id=2, start_id=2, end_id=0))
-        watched = WatchedPair(places["pair"], model)
+        watched = Watched(PairReader(places["pair"], model))
     else:
         modern = ModernBertConfig(vocab_size=n, n_layers=4, max_len=MAX_LEN, pad_id=0, **SIZES)
         model = shaken(ModernBert(modern)) if kind == "modernbert" else decoder(replace(DECODERS[kind], vocab_size=n))
-        watched = WatchedText(places["gpt"], model)
+        watched = Watched(TextReader(places["gpt"], model))
     outputs: dict[nn.Module, torch.Tensor] = {}
     for module in model.modules():
         if isinstance(module, MultiHeadAttention):

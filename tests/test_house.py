@@ -39,7 +39,7 @@ PUBLIC = """
 # `clearhead --help` for torch.
 LATE = """
     torch numpy einops jaxtyping transformers tokenizers safetensors huggingface_hub rich tyro
-    IPython anywidget matplotlib PIL pandas
+    IPython anywidget matplotlib PIL pandas starlette uvicorn anyio
 """.split()
 
 # name -> reason. An entry that is no longer needed fails as well.

@@ -1,6 +1,7 @@
 """The command line: verbs, glued from the rooms of the house.
 
-    clearhead classify | embed | generate | translate | transcribe | derive | see | effect | profile | train | models
+    clearhead classify | embed | generate | translate | transcribe | derive | see | explore | effect | profile | train
+              | models
 
 What a person can type is in `commands.py`, one typed function a verb. What a verb does is in the module named like the
 room it opens, imported when it is needed, so that `--help` waits for no PyTorch. Here is what all have in common: how
@@ -29,7 +30,7 @@ clearhead {__version__}: see what attention does
   clearhead derive   "attention is not too shabby"     attention in eight steps, with this sentence's numbers
   clearhead see      "attention is not too shabby"     every head, and what a word looks at
 
-Also: embed, generate, translate, transcribe, effect, profile, train, models, --version.
+Also: embed, generate, translate, transcribe, explore, effect, profile, train, models, --version.
 More: clearhead --help, clearhead classify --help
 """
 

@@ -6,17 +6,16 @@ one answer in the making, as much of it as can be shown.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from clearhead.checkpoints.endings import FORCED_FIRST, end_tokens, stated_tokens
 from clearhead.cli.arguments import Choosing
 from clearhead.cli.opening import open_for
 from clearhead.cli.output import note
-from clearhead.config import read_json
 from clearhead.data.tokenizer import Tokenizer
-from clearhead.errors import CheckpointError, InputError
+from clearhead.errors import InputError
 from clearhead.generation import Beams, Never, RepetitionPenalty, Sampled, generate
 from clearhead.generation.packed import fastest
 from clearhead.generation.sampling import GREEDY, Adjust, Choose
@@ -26,8 +25,6 @@ from clearhead.models.gpt import GPTForCausalLM
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 FEW = 8  # of what a model does not know, listed
 CONTEXT = 8  # tokens before an answer that decide whether it begins with a space
-GENERATION = "generation_config.json"
-FIRST = "forced_bos_token_id"  # what every answer begins with after the start token (BART's)
 BROKEN = "\ufffd"  # what a tokenizer makes of half a letter
 
 
@@ -77,7 +74,7 @@ class Writer:
         self.never: tuple[Adjust, ...] = ()
         self.begin: list[int] | None = None
         if isinstance(model, EncoderDecoder):
-            self.begin = [model.config.start_id, *said_tokens(folder, FIRST)]
+            self.begin = [model.config.start_id, *stated_tokens(folder, FORCED_FIRST)]
             self.ends |= {model.config.end_id}
             self.never = (Never({model.config.pad_id} - self.ends),)  # some are trained to begin with it
         self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
@@ -185,24 +182,6 @@ class Written:
 def held_back(text: str, stop: str) -> int:
     """Return how many letters at the end of `text` may be the beginning of `stop`."""
     return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def end_tokens(folder: Path) -> set[int]:
-    """Return the tokens after which a checkpoint says that nothing follows."""
-    return set(said_tokens(folder, "eos_token_id"))
-
-
-def said_tokens(folder: Path, key: str) -> list[int]:
-    """Return the tokens that a checkpoint has under `key`, one or several, in the file about writing or the other."""
-    for path in (folder / GENERATION, folder / "config.json"):
-        found = read_json(path).get(key) if path.is_file() else None
-        if found is None:
-            continue
-        tokens = found if isinstance(found, list) else [found]
-        if not all(type(token) is int and token >= 0 for token in tokens):
-            raise CheckpointError(f"{path}: {key}: expected one token id or several in a list, got {found!r}")
-        return tokens
-    return []
 
 
 def choices_of(wanted: Choosing, max_new_tokens: int, seed: int) -> Choices:

@@ -23,21 +23,17 @@ from clearhead.cli.arguments import (
     Length,
     Model,
     Out,
-    Place,
     Recipe,
     Rounding,
     Sorter,
     Sounds,
     Start,
-    Target,
     Texts,
     Threads,
     Vectors,
-    Watched,
     Weights,
-    Word,
 )
-from clearhead.cli.commands_for_heads import effect, profile
+from clearhead.cli.commands_for_heads import derive, effect, explore, profile, see
 from clearhead.cli.usage import check
 
 
@@ -196,68 +192,6 @@ def transcribe(
     transcription.run(files, language=language, beams=beams, model=model, as_json=json, threads=threads)
 
 
-def derive(
-    texts: Positional[Texts] = (),
-    /,
-    *,
-    file: Files = (),
-    query: Word = None,
-    layer: Place = None,
-    head: Place = None,
-    target: Target = None,
-    model: Watched = None,
-    json: Flag = False,
-    source: Flag = False,
-) -> None:
-    """Derive attention in eight steps, with the numbers of this text.
-
-    Args:
-        texts: One argument is one text, or one picture.
-        file: Read these, one text a line, or one picture's name; - is standard input.
-        query: The word that looks around; of a picture a patch, by row,column or number.
-        layer: The layer, counted from 0.
-        head: The head, counted from 0.
-        target: What an encoder-decoder writes while it looks at the text.
-        model: A shipped default (clearhead models), a checkpoint folder or a hub name.
-        json: Print {"text", "tokens", "layer", "head", "query", "steps"} for every text, one object a line.
-        source: Show the lines of clearhead that computed each step.
-    """
-    from clearhead.cli import watching
-
-    asked = {"query": query, "layer": layer, "head": head, "target": target}
-    watching.derive(texts, file, asked=asked, model=model, as_json=json, source=source)
-
-
-def see(
-    texts: Positional[Texts] = (),
-    /,
-    *,
-    file: Files = (),
-    query: Word = None,
-    layer: Place = None,
-    head: Place = None,
-    target: Target = None,
-    model: Watched = None,
-    json: Flag = False,
-) -> None:
-    """Show every head as a small map, and what a word looks at.
-
-    Args:
-        texts: One argument is one text, or one picture.
-        file: Read these, one text a line, or one picture's name; - is standard input.
-        query: The word that looks around; of a picture a patch, by row,column or number.
-        layer: The layer to look at closely, counted from 0.
-        head: The head to look at closely, counted from 0.
-        target: What an encoder-decoder writes while it looks at the text.
-        model: A shipped default (clearhead models), a checkpoint folder or a hub name.
-        json: Print one object a line instead.
-    """
-    from clearhead.cli import watching
-
-    asked = {"query": query, "layer": layer, "head": head, "target": target}
-    watching.see(texts, file, asked=asked, model=model, as_json=json)
-
-
 def train(
     recipe: Positional[Recipe],
     /,
@@ -298,7 +232,20 @@ def dispatch(argv: Sequence[str]) -> None:
     """Let tyro find the command and call it; it leaves by SystemExit after `--help` and after what it cannot read."""
     verbs = {
         verb.__name__: verb
-        for verb in (classify, embed, generate, translate, transcribe, derive, see, effect, profile, train, models)
+        for verb in (
+            classify,
+            embed,
+            generate,
+            translate,
+            transcribe,
+            derive,
+            see,
+            explore,
+            effect,
+            profile,
+            train,
+            models,
+        )
     }
     check(argv, verbs)
     tyro.extras.subcommand_cli_from_dict(

@@ -1,11 +1,115 @@
-"""What a person can type to find out what heads do: `effect` takes them away, `profile` counts over a corpus.
+"""What a person can type to find out what heads do: `derive` explains one, `see` and `explore` show all, `effect` takes
+them away, `profile` counts over a corpus.
 
-Next: `effects.py` and `profiling.py`, which do it.
+Next: `watching.py`, `exploring.py`, `effects.py` and `profiling.py`, which do it.
 """
 
 from tyro.conf import Positional
 
-from clearhead.cli.arguments import Atlas, Corpus, Count, Flag, Length, Model, Place, Taken, Text, Word
+from clearhead.cli.arguments import (
+    Atlas,
+    Corpus,
+    Count,
+    Files,
+    Flag,
+    Length,
+    Model,
+    Place,
+    Port,
+    Taken,
+    Target,
+    Text,
+    Texts,
+    Watched,
+    Word,
+)
+
+
+def derive(
+    texts: Positional[Texts] = (),
+    /,
+    *,
+    file: Files = (),
+    query: Word = None,
+    layer: Place = None,
+    head: Place = None,
+    target: Target = None,
+    model: Watched = None,
+    json: Flag = False,
+    source: Flag = False,
+) -> None:
+    """Derive attention in eight steps, with the numbers of this text.
+
+    Args:
+        texts: One argument is one text, or one picture.
+        file: Read these, one text a line, or one picture's name; - is standard input.
+        query: The word that looks around; of a picture a patch, by row,column or number.
+        layer: The layer, counted from 0.
+        head: The head, counted from 0.
+        target: What an encoder-decoder writes while it looks at the text.
+        model: A shipped default (clearhead models), a checkpoint folder or a hub name.
+        json: Print {"text", "tokens", "layer", "head", "query", "steps"} for every text, one object a line.
+        source: Show the lines of clearhead that computed each step.
+    """
+    from clearhead.cli import watching
+
+    asked = {"query": query, "layer": layer, "head": head, "target": target}
+    watching.derive(texts, file, asked=asked, model=model, as_json=json, source=source)
+
+
+def see(
+    texts: Positional[Texts] = (),
+    /,
+    *,
+    file: Files = (),
+    query: Word = None,
+    layer: Place = None,
+    head: Place = None,
+    target: Target = None,
+    model: Watched = None,
+    json: Flag = False,
+) -> None:
+    """Show every head as a small map, and what a word looks at.
+
+    Args:
+        texts: One argument is one text, or one picture.
+        file: Read these, one text a line, or one picture's name; - is standard input.
+        query: The word that looks around; of a picture a patch, by row,column or number.
+        layer: The layer to look at closely, counted from 0.
+        head: The head to look at closely, counted from 0.
+        target: What an encoder-decoder writes while it looks at the text.
+        model: A shipped default (clearhead models), a checkpoint folder or a hub name.
+        json: Print one object a line instead.
+    """
+    from clearhead.cli import watching
+
+    asked = {"query": query, "layer": layer, "head": head, "target": target}
+    watching.see(texts, file, asked=asked, model=model, as_json=json)
+
+
+def explore(
+    texts: Positional[Texts] = (),
+    /,
+    *,
+    file: Files = (),
+    target: Target = None,
+    model: Watched = None,
+    port: Port = None,
+    no_open: Flag = False,
+) -> None:
+    """Explore every head in a page of the browser, until Ctrl-C.
+
+    Args:
+        texts: One argument is one text, one picture, or one recording (.seen).
+        file: Read each of these as one text.
+        target: What an encoder-decoder writes while it looks at the text.
+        model: A shipped default (clearhead models), a checkpoint folder or a hub name.
+        port: Serve on this port of this machine.
+        no_open: Print the address and open no browser.
+    """
+    from clearhead.cli import exploring
+
+    exploring.run(texts, file, target=target, model=model, port=port, opens=not no_open)
 
 
 def effect(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearhead.cli.answers import GENERATION, end_tokens
+from clearhead.checkpoints.endings import GENERATION, end_tokens
 from clearhead.cli.opening import open_for
 from clearhead.config import read_json
 from clearhead.data.sound import SoundProcessor

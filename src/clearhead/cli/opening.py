@@ -14,7 +14,7 @@ from clearhead.models.gpt import GPTForCausalLM
 from clearhead.models.modernbert import ModernBert, ModernBertForMaskedLM, ModernBertForSequenceClassification
 from clearhead.models.vit import DistilledViTForImageClassification, ViTForImageClassification
 
-WATCHED = ("derive", "see")
+WATCHED = ("derive", "see", "explore")
 # What a command expects, in words; and which commands a model is for.
 EXPECTED = {
     "classify": "a classifier of texts or pictures",
@@ -24,6 +24,7 @@ EXPECTED = {
     "transcribe": "an encoder-decoder that hears, such as a Whisper",
     "derive": "a model that reads text or pictures",
     "see": "a model that reads text or pictures",
+    "explore": "a model that reads text or pictures",
     "effect": "a classifier of texts, or a decoder such as a GPT",
     "profile": "a model that reads one text, such as a BERT or a GPT",
 }

@@ -131,6 +131,18 @@ class ImageProcessor:
         mean, std = (torch.tensor(numbers, device=pixels.device).view(-1, 1, 1) for numbers in (self.mean, self.std))
         return (pixels.float() * self.scale - mean) / std
 
+    def region(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Return which part of a picture of this size the model sees: x, y, width and height, in its pixels.
+
+        Larger than the picture where the crop adds a black border.
+        """
+        if self.crop is None:
+            return 0.0, 0.0, float(width), float(height)
+        resized = (height, width) if self.resize is None else _sides(height, width, self.resize)
+        top, left = _corner(resized, self.crop, rounds=self.rounds)
+        down, across = height / resized[0], width / resized[1]
+        return left * across, top * down, self.crop[1] * across, self.crop[0] * down
+
     @property
     def size(self) -> tuple[int, int] | None:
         """The height and width of every picture that is read, or None where that depends on the picture."""
@@ -197,6 +209,11 @@ def _middle(pixels: Tensor, crop: tuple[int, int], *, rounds: bool) -> Tensor:
     more_rows, more_columns = max(height - pixels.shape[-2], 0), max(width - pixels.shape[-1], 0)
     around = (more_columns // 2, math.ceil(more_columns / 2), more_rows // 2, math.ceil(more_rows / 2))
     pixels = torch.nn.functional.pad(pixels, around)
-    whole = round if rounds else math.floor
-    top, left = whole((pixels.shape[-2] - height) / 2), whole((pixels.shape[-1] - width) / 2)
+    top, left = _corner((pixels.shape[-2], pixels.shape[-1]), crop, rounds=rounds)
     return pixels[:, top : top + height, left : left + width]
+
+
+def _corner(size: tuple[int, int], crop: tuple[int, int], *, rounds: bool) -> tuple[int, int]:
+    """Return the top and left of the middle; negative where the picture is smaller than the crop."""
+    whole = round if rounds else math.floor
+    return whole((size[0] - crop[0]) / 2), whole((size[1] - crop[1]) / 2)

@@ -1,0 +1,4 @@
+"""The page's server: bound to this machine, behind a gate, answering the questions of an `Exploration`.
+
+Reading order: gate -> api -> openapi -> serving.
+"""
