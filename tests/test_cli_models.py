@@ -189,7 +189,7 @@ def test_a_beginning_that_is_too_long_loses_its_first_pieces(call: Any, places: 
 
 
 def test_half_a_letter_is_not_shown(tokenizer: Tokenizer) -> None:
-    from clearhead.cli.answers import Written
+    from clearhead.cli.written import Written
 
     ids = tokenizer.encode("é東京").ids
     written = Written(tokenizer, [], [])

@@ -1,7 +1,8 @@
 """A model that writes, opened by its name: texts in, the texts it writes out, whole or as they come.
 
-`Choices` is how a person wants the tokens chosen; `Writer` puts tokenizer, model and generation together; `Written` is
-one answer in the making, as much of it as can be shown.
+`Choices` is how a person wants the tokens chosen; `Writer` puts tokenizer, model and generation together.
+
+Next: `written.py`, one answer in the making.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from clearhead.checkpoints.endings import FORCED_FIRST, end_tokens, stated_token
 from clearhead.cli.arguments import Choosing
 from clearhead.cli.opening import open_for
 from clearhead.cli.output import note
+from clearhead.cli.written import MAX_TOKENS_A_LETTER, Written, end_of_answer
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import InputError
 from clearhead.generation import Beams, Never, RepetitionPenalty, Sampled, generate
@@ -24,8 +26,6 @@ from clearhead.models.gpt import GPTForCausalLM
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 FEW = 8  # of what a model does not know, listed
-CONTEXT = 8  # tokens before an answer that decide whether it begins with a space
-BROKEN = "\ufffd"  # what a tokenizer makes of half a letter
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class Writer:
 
     def write(self, prompts: list[list[int]], room: int, choices: Choices) -> Iterator[Any]:
         """Yield the steps of generation."""
-        longest = 4 * max((len(stop) for stop in choices.stops), default=0) + 4  # a letter is at most four tokens
+        longest = MAX_TOKENS_A_LETTER * (max((len(stop) for stop in choices.stops), default=0) + 1)
 
         def is_done(ids: Sequence[int]) -> bool:
             if ids[-1] in self.ends:
                 return True
-            tail = self.continued(ids[-longest:]) if choices.stops else ""
+            tail = end_of_answer(self.tokenizer, ids, longest) if choices.stops else ""
             return any(stop in tail for stop in choices.stops)
 
         yield from generate(
@@ -123,11 +123,6 @@ class Writer:
             stop=is_done if choices.stops else self.ends,
             begin=self.begin,
         )
-
-    def continued(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens that others stand before: some tokenizers drop the space that begins a text."""
-        first = list(ids[:1])
-        return self.tokenizer.decode([*first, *ids])[len(self.tokenizer.decode(first)) :]
 
     def read(self, text: str, n_new: int) -> tuple[list[int], int]:
         """Return the tokens of a text, and how many may be written; what does not fit is left out and said."""
@@ -152,36 +147,6 @@ class Writer:
             only = f"the first {left_out:,} of the text are left out" if left_out else f"only {room:,} can be written"
             note(f"the model reads and writes {config.max_len:,} pieces in all: {only}")
         return ids[left_out:], room
-
-
-class Written:
-    """The text of an answer while its tokens come: half a letter, or what may become a stop, is not shown yet."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
-        self.context = list(prompt[-CONTEXT:])
-        self.before = len(tokenizer.decode(self.context)) if self.context else 0
-        self.ids: list[int] = []
-        self.shown = ""
-
-    def add(self, token: int, *, last: bool) -> str:
-        """Take in a token and return what can be shown more; all there is after the `last`."""
-        self.ids.append(token)
-        text = self.tokenizer.decode([*self.context, *self.ids])[self.before :]
-        cuts = [text.find(stop) for stop in self.stops if stop in text]
-        if cuts:
-            text = text[: min(cuts)]
-        elif not last:
-            text = text.rstrip(BROKEN)
-            text = text[: len(text) - max((held_back(text, stop) for stop in self.stops), default=0)]
-        more = text[len(self.shown) :]
-        self.shown += more
-        return more
-
-
-def held_back(text: str, stop: str) -> int:
-    """Return how many letters at the end of `text` may be the beginning of `stop`."""
-    return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def choices_of(wanted: Choosing, max_new_tokens: int, seed: int) -> Choices:

@@ -11,11 +11,11 @@ Next: `text.py` groups the rows into batches.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from clearhead.config import read_json
+from clearhead.data.tokenizer_settings import add_tokens, marks, set_prefix_space
 from clearhead.errors import CheckpointError, ClearheadError, InputError
 
 # google-research/bert and facebookresearch/fairseq's roberta, in the order (padding, unknown, first, last, mask)
@@ -50,11 +50,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self.backend, self.settings = backend, settings
-        probe = backend.encode("a A 0 . é")  # whatever the vocabulary, one of these is a piece
-        n_before = len(list(takewhile(bool, probe.special_tokens_mask)))
-        n_after = len(list(takewhile(bool, reversed(probe.special_tokens_mask[n_before:]))))
-        self._before = list(zip(probe.ids, probe.tokens))[:n_before]
-        self._after = list(zip(probe.ids, probe.tokens))[len(probe.ids) - n_after :]
+        self._before, self._after = marks(backend)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
@@ -62,14 +58,10 @@ class Tokenizer:
         folder = Path(folder)
         try:
             settings = _read_settings(folder)
-            if (folder / "tokenizer.json").is_file():
-                import tokenizers
-
-                return cls(_as_set(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), settings), settings)
-            if (folder / "vocab.txt").is_file():
-                return cls(*_word_piece(folder / "vocab.txt", settings))
-            if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-                return cls(*_byte_level(folder / "vocab.json", folder / "merges.txt", settings))
+            if (opened := _open(folder, settings)) is not None:
+                backend, settings = opened
+                add_tokens(backend, folder, settings)
+                return cls(backend, settings)
         except ClearheadError:
             raise
         except Exception as error:  # `tokenizers` raises bare Exceptions
@@ -179,6 +171,8 @@ class Tokenizer:
             return list(self.backend.encode_batch(list(texts)))
         except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair
             raise InputError(f"a text that is not valid Unicode cannot be encoded: {error}") from error
+        except Exception as error:  # `tokenizers` raises bare ones, as for a word of a vocabulary without [UNK]
+            raise InputError(f"this model's tokenizer cannot cut up a text: {error}") from error
 
     def _wrap(self, body: Encoded, start: int, room: int | None, *, whole: bool = False) -> Encoded:
         """Put the special tokens around `room` pieces of `body` from `start` on."""
@@ -191,6 +185,19 @@ class Tokenizer:
             special=[True] * len(before) + body.special[here] + [True] * len(after),
             truncated=0 if whole else len(body.ids) - end,
         )
+
+
+def _open(folder: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Return the tokenizer of whichever files are there, and what to call its special tokens; None for no files."""
+    if (folder / "tokenizer.json").is_file():
+        import tokenizers
+
+        return _as_set(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), settings), settings
+    if (folder / "vocab.txt").is_file():
+        return _word_piece(folder / "vocab.txt", settings)
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return _byte_level(folder / "vocab.json", folder / "merges.txt", settings)
+    return None
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -211,7 +218,7 @@ def _as_set(backend: Any, settings: dict[str, Any]) -> Any:
 
     The latter has the last word in transformers, but for classes that are no model's own.
     """
-    from tokenizers import normalizers, pre_tokenizers
+    from tokenizers import normalizers
 
     if settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend"):
         return backend
@@ -219,10 +226,8 @@ def _as_set(backend: Any, settings: dict[str, Any]) -> Any:
     if said and isinstance(backend.normalizer, normalizers.BertNormalizer):
         is_so = json.loads(backend.normalizer.__getstate__())
         backend.normalizer = normalizers.BertNormalizer(**{key: is_so[key] for key in is_so if key != "type"} | said)
-    space = settings.get("add_prefix_space")
-    if space is not None and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
-        is_so = json.loads(backend.pre_tokenizer.__getstate__())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=is_so.get("use_regex", True))
+    if (space := settings.get("add_prefix_space")) is not None:
+        set_prefix_space(backend, space)
     return backend
 
 
