@@ -118,7 +118,7 @@ def test_links_of_all_heads_are_ranked_together_unless_they_are_too_many(
     alone = {row.key: row.after for row in effect(model, tokens, 0, over="links", layer=1, head=2, query=0)}
     assert alone == pytest.approx({row.key: row.after for row in found if (row.layer, row.head) == (1, 2)}, abs=1e-5)
     assert len(effect(model, tokens, 0, over="links", layer=2, query=0)) == 4 * 7
-    monkeypatch.setattr("clearhead.seeing.editing.effects.MOST", 83)
+    monkeypatch.setattr("clearhead.seeing.editing.cases.MAX_LINKS", 83)
     with pytest.raises(InputError, match="more than 83 links"):
         effect(model, tokens, 0, over="links", query=0)
 
@@ -218,7 +218,7 @@ def test_the_next_token_is_predicted_behind_the_last_that_is_no_padding() -> Non
     [
         ({"target": "god"}, "target='god' is no class of this model; did you mean 'good'"),
         ({"target": 3}, "the model gives 3 logits, counted from 0"),
-        ({"target": lambda logits: logits}, r"one number a row, 1 here: it gave \(1, 3\)"),
+        ({"target": lambda logits: logits}, r"one number a text, 1 here, .*: it gave a tensor \(1, 3\)"),
         ({"over": "links", "query": 7}, "there is no query 7: the layers have up to 7"),
         ({"layer": 3}, "there is no layer 3: 0 to 2 ran"),
         ({"inputs": {"tokens": [1]}}, "inputs hold no tensor"),
@@ -284,10 +284,10 @@ def test_what_does_not_apply_or_does_not_exist_is_refused() -> None:
 
     with pytest.raises(InputError, match="there is no head 9"):
         effect(model, tokens[None], total, "heads", head=9)
-    with pytest.raises(InputError, match="does not take layer="):
-        effect(model, tokens[None], total, "tokens", layer=0)
+    with pytest.raises(InputError, match="does not take head="):
+        effect(model, tokens[None], total, "tokens", head=0)
     pair = EncoderDecoder(
         EncoderDecoderConfig(vocab_size=50, d_model=16, n_heads=2, n_encoder_layers=1, n_decoder_layers=1, d_ff=32)
     ).eval()
-    with pytest.raises(InputError, match="looks at another"):
+    with pytest.raises(InputError, match=r"looks at several: 5 keys of layers .*decoder"):
         effect(pair, [tokens[None], tokens[None]], total, "tokens")

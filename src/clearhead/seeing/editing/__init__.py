@@ -1,4 +1,5 @@
 """Heads and links changed while a model runs, and what that moves.
 
-Reading order: editor -> kinds -> edits -> continuing -> effects -> target.
+Reading order: editor -> kinds -> edits -> continuing -> effects -> inputs -> target -> key_axes -> cases ->
+removals.
 """

@@ -98,6 +98,19 @@ class Edits:
         address = _address("cut", layer, head, batch, query=query, key=key)
         self.edits.append(Cut(**address, query=query, key=key, renormalise=renormalise))
 
+    def hide(self, layer: Layers, key: Places, *, renormalise: bool = True, batch: Texts = None) -> None:
+        """Hide tokens from all other positions, in all heads: cut every link to `key` but a token's link to itself.
+
+        Args:
+            layer: The layers to act on, by number or name; None for all.
+            key: The positions of the tokens: a number, a slice or a list.
+            renormalise: Whether the weights that are left of a row sum to 1 again, as in `cut`.
+            batch: The texts to act on; None for all.
+        """
+        key = _places(key, "key")
+        address = _address("hide", layer, None, batch, key=key)
+        self.edits.append(Cut(**address, query=None, key=key, renormalise=renormalise, spares_own=True))
+
     def replace(self, layer: Layers, head: Heads, pattern: Float[Tensor, "query key"], *, batch: Texts = None) -> None:
         """Let heads mix their values by `pattern`, which is used as it is: no softmax, no mask, no dropout."""
         if not isinstance(pattern, Tensor):
@@ -115,8 +128,8 @@ class Edits:
     ) -> None:
         """Let heads give what they gave in another run, at the positions `query` only if given.
 
-        `output` is what one head gave, or a recording made with `watch(model, outputs=True)`, of which the same layer
-        and head are taken, and the same text unless it holds one alone.
+        `output` is what one head gave, or a recording of one run made with `watch(model, outputs=True)`, of which the
+        layer of the same name and the same head are taken, and the same text unless it holds one alone.
         """
         if not isinstance(output, Tensor | Recording):
             raise InputError(f"output= expects a tensor of queries x d_value, or a recording, got {output!r}")

@@ -21,8 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clearhead.errors import ShapeError, WatchError
+from clearhead.seeing.call import Call
 from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
 from clearhead.seeing.maps import formula, products
+from clearhead.seeing.recordings.recording import FEW, Recording
 
 MOST = 0.5  # of a row may be cut and the rest stretched: rounding of what was there grows to twice its size
 
@@ -85,11 +87,29 @@ def _patch(edits: Iterable[Patch], site: Site, out: Tensor) -> Iterator[Edit]:
 def _given(edit: Patch, site: Site, text: int, head: int) -> Tensor:
     if isinstance(edit.source, Tensor):
         return edit.source
-    call = edit.source.call(site.index)
+    source = edit.source
+    call = _recorded(edit, source, site)
     if call.n_queries < call.n_all:  # which of them stands where is not to be guessed
         raise WatchError(f"{edit.said}: that recording kept only some rows: record without rows=, or give the tensor")
-    n_texts = call.batch
-    return edit.source.output(site.index, head, batch=text if n_texts > 1 else 0)
+    return source.output(site.name, head, batch=text if call.batch > 1 else 0)
+
+
+def _recorded(edit: Patch, source: Recording, site: Site) -> Call:
+    """Return what a recording holds of the layer of this name; numbers depend on what else ran, names do not."""
+    names = [layer.name for layer in source.layers]
+    if site.name not in names:
+        more = ", ..." if len(names) > FEW else ""
+        raise WatchError(
+            f"{edit.said}: layer {site.index} {site.name!r} is not in that recording, which has "
+            f"{', '.join(map(repr, names[:FEW]))}{more}: give the tensor, such as seen.output(layer, head)"
+        )
+    calls = source.calls[source.number(site.name)]
+    if len(calls) > 1:
+        raise WatchError(
+            f"{edit.said}: that recording holds {len(calls)} runs of layer {site.index} {site.name!r}: give the "
+            f"output of one, seen.output(layer, head, call=...), or record one run"
+        )
+    return calls[0]
 
 
 def _mix(edits: Iterable[Replace | Cut], site: Site, out: Tensor) -> list[Edit]:
@@ -147,7 +167,7 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
     cuts = [edit for edit in edits if isinstance(edit, Cut)]
     patterns = [edit.pattern for edit in edits if isinstance(edit, Replace)]
     rows: Sequence[int] = (
-        range(call.n_queries) if patterns else sorted({row for cut in cuts for row in site.rows(cut.query)})
+        range(call.n_queries) if patterns else sorted({row for cut in cuts for row in site.cut_rows(cut)})
     )
     v = site.values(text, heads)
     kinds = {cut.renormalise for cut in cuts}
@@ -211,7 +231,10 @@ def _gone(cuts: Iterable[Cut], site: Site, rows: Tensor) -> Tensor:
         mine = torch.isin(rows, torch.tensor(site.rows(cut.query), device=rows.device))
         keys = torch.zeros(site.call.n_keys, dtype=torch.bool, device=rows.device)
         keys[site.cols(cut.key)] = True
-        gone |= mine[:, None] & keys
+        links = mine[:, None] & keys
+        if cut.spares_own and site.own is not None:
+            links &= site.own.to(rows.device)[rows, None] != torch.arange(len(keys), device=rows.device)
+        gone |= links
     return gone
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clearhead.seeing.call import Call
+from clearhead.seeing.recordings.questions import CROSS
 from clearhead.seeing.recordings.recording import Recording
 
 Places = int | slice | Sequence[int] | None
@@ -45,11 +46,15 @@ class SwitchOff(Edit):
 
 @dataclass(eq=False, kw_only=True)
 class Cut(Edit):
-    """These queries give nothing to these keys; what they gave goes to their other keys if `renormalise`."""
+    """These queries give nothing to these keys; what they gave goes to their other keys if `renormalise`.
+
+    With `spares_own`, a query that stands at one of the keys still looks at that one, which is its own token.
+    """
 
     query: Places
     key: Places
     renormalise: bool
+    spares_own: bool = False
 
 
 @dataclass(eq=False, kw_only=True)
@@ -84,6 +89,20 @@ class Site:
         group = self.call.n_heads // self.v.shape[1]
         text = text if self.v.shape[0] > 1 else 0
         return self.v[text].index_select(0, heads // group).to(self.call.exact)
+
+    @property
+    def own(self) -> Int[Tensor, " query"] | None:
+        """Return the column at which each query stands; None in cross-attention, where none does."""
+        call = self.call
+        return None if CROSS.search(self.name) or call.n_all > call.n_keys else call.stands
+
+    def cut_rows(self, cut: Cut) -> list[int]:
+        """Return the rows of this call that lose a link by a cut, as far as its positions tell, in order."""
+        rows, cols = self.rows(cut.query), self.cols(cut.key)
+        if not cut.spares_own or len(cols) != 1 or self.own is None:
+            return rows
+        own = self.own.tolist()
+        return [row for row in rows if own[row] != cols[0]]
 
     def rows(self, query: Places) -> list[int]:
         """Return the rows of this call at the positions `query`, in order."""

@@ -1,0 +1,73 @@
+"""Which layers look at the same tokens: a model may read several texts, and a picture beside a text.
+
+A token can be hidden only where it is a key. Layers are taken to have the same keys where they stand in one list of
+modules, such as `encoder.layers`, and their keys end at the same position. The keys of cross-attention are those of the
+other list that ends there, if one does. Next: `cases.py`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clearhead.seeing.editing.continuing import Met
+from clearhead.seeing.recordings.questions import CROSS
+
+NUMBER = re.compile(r"(^|\.)\d+(\.|$)")  # a place in a list of modules
+LAST_DIGITS = re.compile(r"\d+$")  # attn1, attn2: modules beside each other
+MAX_NAMES = 2  # of layers, in a message
+
+
+@dataclass(frozen=True)
+class KeyAxis:
+    """Tokens that some layers have as their keys.
+
+    layers: the numbers of these layers; names: those of their modules.
+    keys:   the positions of all their keys.
+    tokens: the positions at which a query of this run stands, or all keys where the queries are another text's. Keys
+            before them were not read in this run: they came from a cache, or are learned (a prefix).
+    """
+
+    layers: tuple[int, ...]
+    names: tuple[str, ...]
+    keys: range
+    tokens: range
+
+    def __str__(self) -> str:
+        """Return it in words, for messages."""
+        shown = ", ".join(f"{layer} {name!r}" for layer, name in list(zip(self.layers, self.names))[:MAX_NAMES])
+        more = f" and {len(self.layers) - MAX_NAMES} more" if len(self.layers) > MAX_NAMES else ""
+        return f"{len(self.keys)} keys of layer{'s' * (len(self.layers) > 1)} {shown}{more}"
+
+
+def key_axes(met: Mapping[int, Met]) -> list[KeyAxis]:
+    """Return the groups of layers that look at the same tokens, in the order in which the first of each ran."""
+    groups: dict[tuple[str, int, bool], list[int]] = {}
+    for layer, one in sorted(met.items()):
+        if not _crosses(one):
+            groups.setdefault((_list_of(one.name), one.first_key + one.n_keys, False), []).append(layer)
+    for layer, one in sorted(met.items()):
+        if _crosses(one):
+            mine, stop = _list_of(one.name), one.first_key + one.n_keys
+            others = [key for key in groups if key[0] != mine and key[1:] == (stop, False)]
+            groups.setdefault(others[0] if len(others) == 1 else (mine, stop, True), []).append(layer)
+    return [_axis(met, sorted(layers)) for layers in sorted(groups.values())]
+
+
+def _axis(met: Mapping[int, Met], layers: list[int]) -> KeyAxis:
+    each = [met[layer] for layer in layers]
+    stop = each[0].first_key + each[0].n_keys
+    first = min(one.first_key for one in each)
+    stands = min((stop - one.n_queries for one in each if not _crosses(one)), default=first)
+    return KeyAxis(tuple(layers), tuple(one.name for one in each), range(first, stop), range(stands, stop))
+
+
+def _crosses(one: Met) -> bool:
+    """Return whether a layer's keys are another text's than its queries."""
+    return bool(CROSS.search(one.name)) or one.n_queries > one.n_keys
+
+
+def _list_of(name: str) -> str:
+    """Return the name of the list of modules that a layer is in, or of the layer without the number at its end."""
+    name = name.partition("#")[0]
+    found = NUMBER.search(name)
+    return name[: found.start()] if found else LAST_DIGITS.sub("", name)
