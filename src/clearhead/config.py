@@ -3,18 +3,15 @@
 A model's config stands above its class; `check_numbers` is what all of them begin their checks with, and what is
 published of one is read by `checkpoints/family.py`. A training run's is a TOML recipe: `build_config` refuses a key it
 does not know and names the nearest one, because a misspelt key that is ignored trains the wrong model for hours.
-`read_json` opens the small files of a checkpoint folder, for whoever reads them.
 """
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-from clearhead.errors import CheckpointError, ConfigError, nearest
+from clearhead.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
@@ -50,23 +47,6 @@ def build_config(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     if missing:
         raise ConfigError(f"{where}: missing {', '.join(map(repr, missing))}, which {cls.__name__} needs")
     return cls(**built)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a checkpoint's JSON file; raises CheckpointError for all else, NaN and Infinity included."""
-
-    def refuse(constant: str) -> float:
-        raise ValueError(f"it holds {constant}, which is not a number JSON or a model allows")
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} holds no {path.name}: a checkpoint folder has one") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Get the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _coerce(value: Any, hint: Any, *, where: str) -> Any:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from clearhead.checkpoints import files, find, load, save
 from clearhead.checkpoints.files import replacing
-from clearhead.config import read_json
 from clearhead.errors import CheckpointError
+from clearhead.json_files import read_json
 from clearhead.models.bert import Bert, BertConfig
 from published import edit, make, publish
 
@@ -116,7 +116,10 @@ def test_one_file_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (lambda folder, index: (folder / sorted(set(index.values()))[0]).unlink(), "is missing, though"),
         (lambda folder, index: index.update(extra=sorted(set(index.values()))[0]), "places tensor 'extra' there"),
-        (lambda folder, index: index.update(extra="../model.safetensors"), "is not the name of a file in this folder"),
+        (
+            lambda folder, index: index.update(extra="../model.safetensors"),
+            r"\['extra'\]: expected the name of a file in this",
+        ),
         (lambda folder, index: index.pop(sorted(index)[0]), "does not place there"),
         (lambda folder, index: index.clear(), "expected a weight_map"),
     ],

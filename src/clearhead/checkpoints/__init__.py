@@ -37,8 +37,8 @@ from clearhead.checkpoints.t5 import T5
 from clearhead.checkpoints.timm import TIMM, kind
 from clearhead.checkpoints.vit import DEIT, VIT
 from clearhead.checkpoints.whisper import WHISPER
-from clearhead.config import read_json
 from clearhead.errors import CheckpointError, ConfigError, nearest
+from clearhead.json_files import read_json
 from clearhead.models.bert import Bert, BertForSequenceClassification
 from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification, PredictionHead
 

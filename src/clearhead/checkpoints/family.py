@@ -7,7 +7,6 @@ what every family's config may hold; a family adds its own.
 Next: `bert.py`, the first family; a new one is a module like it and a line in `FAMILIES`.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from clearhead.checkpoints.mapping import Table
 from clearhead.errors import CheckpointError, ConfigError, nearest
+from clearhead.json_files import BOOLEAN, LIST, TEXT, Kind, number, shown, whole
 
 Json = Mapping[str, Any]
 C = TypeVar("C")  # the config of one of our models
@@ -153,15 +153,18 @@ def _read(
             continue
         if key not in settled:
             raise CheckpointError(
-                f"unknown key {key!r} ({value!r}), which may change what the model computes"
+                f"unknown key {key!r} ({shown(value)}), which may change what the model computes"
                 f"{nearest(key, sorted(known))}. Remove it if you know that it changes nothing"
             )
         if value not in settled[key]:
-            raise CheckpointError(f"{key} is {value!r}, which is another model: clearhead computes {settled[key][0]!r}")
+            raise CheckpointError(
+                f"{key} is {shown(value)}, which is another model: clearhead computes {settled[key][0]!r}"
+            )
     return {field.ours: _read_field(config, field) for field in fields}
 
 
-EXPECTED = {int: "a whole number", float: "a number that is not negative", bool: "true or false"}
+# What a field's value has to be, by the type of its default.
+KINDS = {int: whole(), float: number(0), bool: BOOLEAN, str: TEXT, list: LIST}
 
 
 def _read_field(config: Json, field: Field) -> Any:
@@ -170,17 +173,10 @@ def _read_field(config: Json, field: Field) -> Any:
         return None if field.optional and field.theirs in config else field.default
     if field.names is not None:
         if not isinstance(value, str) or value not in field.names:
-            raise CheckpointError(f"{field.theirs} {value!r} is unknown{nearest(str(value), list(field.names))}")
+            raise CheckpointError(f"{field.theirs} {shown(value)} is unknown{nearest(str(value), list(field.names))}")
         return field.names[value]
     kind = field.optional or type(field.default)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = isinstance(value, kind)
-    if kind is int:
-        fits = whole and 0 <= value < 2**31
-    elif kind is float:
-        fits = (whole or isinstance(value, float)) and 0 <= value < math.inf
-    if not fits:
-        raise CheckpointError(f"{field.theirs}: expected {EXPECTED.get(kind, f'a {kind.__name__}')}, got {value!r}")
+    KINDS[kind].check(field.theirs, value)
     return float(value) if kind is float else value
 
 
@@ -197,6 +193,15 @@ def write_fields(config: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
     return written
 
 
+def _are_label_names(value: Any) -> bool:
+    named = isinstance(value, dict) and set(value) == {str(i) for i in range(len(value))}
+    return named and all(isinstance(name, str | int | float) for name in value.values())
+
+
+MAX_LABELS = 2**20
+LABEL_NAMES = Kind("an object with a name for each of 0, 1, 2, ...", _are_label_names)
+
+
 def read_labels(config: Json, architecture: str) -> tuple[str, ...]:
     """Return the names of the classes, in the order of the classifier's rows."""
     names = config.get("id2label")
@@ -204,11 +209,8 @@ def read_labels(config: Json, architecture: str) -> tuple[str, ...]:
         if not architecture.endswith("Classification"):
             return ()
         count = config.get("num_labels", config.get("_num_labels", 2))  # two is what transformers leaves unsaid
-        if not isinstance(count, int) or not 0 < count < 2**20:
-            raise CheckpointError(f"num_labels: expected a whole number from 1, got {count!r}")
-        return tuple(f"LABEL_{i}" for i in range(count))
-    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
-        raise CheckpointError(f"id2label: expected names for 0, 1, 2, ..., got {names!r}")
+        return tuple(f"LABEL_{i}" for i in range(whole(1, MAX_LABELS).check("num_labels", count)))
+    LABEL_NAMES.check("id2label", names)
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
 

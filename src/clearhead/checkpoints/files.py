@@ -18,10 +18,11 @@ from typing import Any
 
 from torch import Tensor
 
-from clearhead.config import read_json
 from clearhead.errors import CheckpointError, nearest
+from clearhead.json_files import Kind, mapping_to, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PLACED = mapping_to(Kind("the name of a file in this folder", lambda name: isinstance(name, str) and _is_name(name)))
 DEFAULTS = Path(__file__).parent.parent / "defaults"
 
 # What is fetched from the hub: no other framework's weights, no second precision, no code.
@@ -116,12 +117,9 @@ class Weights:
                     f"If you trust it, convert it once: {TO_SAFETENSORS} {self.folder}"
                 )
             raise CheckpointError(f"{self.folder} holds no {WEIGHTS}: a checkpoint folder has {CONFIG} and {WEIGHTS}")
-        placed = read_json(self.folder / INDEX).get("weight_map")
-        if not isinstance(placed, dict) or not placed:
+        placed = read_json(self.folder / INDEX, {"weight_map": PLACED}).get("weight_map")
+        if not placed:
             raise CheckpointError(f"{self.folder / INDEX}: expected a weight_map from tensors to files")
-        for file in placed.values():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise CheckpointError(f"{self.folder / INDEX}: {file!r} is not the name of a file in this folder")
         return {name: self.folder / file for name, file in placed.items()}
 
     def _open(self, path: Path) -> Any:
@@ -136,6 +134,11 @@ class Weights:
                 advice = "it is a Git LFS pointer: run `git lfs pull`" if _is_pointer(path) else "get it again"
                 raise CheckpointError(f"{path} is not a whole safetensors file ({error}): {advice}") from error
         return self.opened
+
+
+def _is_name(name: str) -> bool:
+    """Return whether this names a file beside the index, and no other place."""
+    return Path(name).name == name and "\0" not in name
 
 
 def _is_pointer(path: Path) -> bool:

@@ -6,13 +6,14 @@ otherwise. Queries, keys and values are one matrix, and what is transformers' `h
 Next: `vit.py` again, to compare.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from clearhead.checkpoints.family import Family, Field, Json, read_nested, write_fields
 from clearhead.checkpoints.mapping import Rule, Table, stacked
 from clearhead.errors import CheckpointError, nearest
+from clearhead.json_files import OBJECT, TEXT, Kind, check, list_of, shown, whole
 from clearhead.models.vit import DistilledViTForImageClassification, ViT, ViTConfig, ViTForImageClassification
 
 QUERIES_KEYS_VALUES = tuple(f"blocks.{{i}}.attention.{name}_proj.{{p}}" for name in "qkv")
@@ -115,6 +116,15 @@ DROPS = "drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate d
 KEYS = frozenset(
     "architecture num_classes num_features global_pool model_args pretrained_cfg label_names label_descriptions".split()
 )
+CLASSES = whole(0, 2**20)
+TYPES = {
+    "architecture": TEXT,
+    "num_classes": CLASSES,
+    "model_args": OBJECT,
+    "pretrained_cfg": OBJECT,
+    "label_names": list_of(Kind("a name", lambda value: isinstance(value, str | int))),
+}
+TRAINED = {"input_size": list_of(whole(1, 2**16))}  # of pretrained_cfg
 KINDS: dict[str, type] = {
     "features": ViT,
     "classifier": ViTForImageClassification,
@@ -145,8 +155,8 @@ def read_config(published: Json, architecture: str, names: Collection[str]) -> V
         raise CheckpointError("reg_tokens without no_embed_class: registers with positions are not computed here")
     n_classes = _n_classes(published)
     labels = published.get("label_names") or [f"LABEL_{i}" for i in range(n_classes)]
-    if not isinstance(labels, list) or len(labels) != n_classes:
-        raise CheckpointError(f"label_names: expected a list of {n_classes} names, got {labels!r:.60}")
+    if len(labels) != n_classes:
+        raise CheckpointError(f"label_names: expected a list of {n_classes} names, got {shown(labels)}")
     values |= {"class_position": not values.pop("unplaced"), "image_size": _sides(values["image_size"])}
     return ViTConfig(
         **values, d_ff=int(values["d_model"] * ratio), norm_before_pool=not pools, labels=tuple(map(str, labels))
@@ -185,21 +195,19 @@ def plain(config: ViTConfig) -> ViTConfig:
 
 
 def _arguments(published: Json) -> dict[str, Any]:
+    check(published, TYPES)
+    check(published.get("pretrained_cfg") or {}, TRAINED)
     name, said = published.get("architecture"), published.get("model_args") or {}
     if name not in ARCHITECTURES:
         raise CheckpointError(f"architecture {name!r} is unknown{nearest(str(name), sorted(ARCHITECTURES))}")
-    if not isinstance(said, Mapping):
-        raise CheckpointError(f"model_args: expected an object, got {said!r}")
     trained = published.get("pretrained_cfg") or {}
-    sides = trained.get("input_size", [3, 224, 224])[-2:] if isinstance(trained, Mapping) else None
+    sides = (trained.get("input_size") or [3, 224, 224])[-2:]
     return {**ARCHITECTURES[str(name)], "img_size": sides, **said}
 
 
 def _n_classes(published: Json) -> int:
-    count = published.get("num_classes", (published.get("model_args") or {}).get("num_classes", 1_000))
-    if not isinstance(count, int) or not 0 <= count < 2**20:
-        raise CheckpointError(f"num_classes: expected a whole number, got {count!r}")
-    return count
+    count: int = published.get("num_classes", (published.get("model_args") or {}).get("num_classes", 1_000))
+    return CLASSES.check("num_classes", count)
 
 
 def _sides(value: Any) -> tuple[int, int]:

@@ -70,11 +70,11 @@ class Writer:
         assert isinstance(model, GPTForCausalLM | EncoderDecoder)
         self.tokenizer, self.config = Tokenizer.load(folder), model.config
         self.continues = isinstance(model, GPTForCausalLM)
-        self.ends = end_tokens(folder)
+        self.ends = end_tokens(folder, self.config.vocab_size)
         self.never: tuple[Adjust, ...] = ()
         self.begin: list[int] | None = None
         if isinstance(model, EncoderDecoder):
-            self.begin = [model.config.start_id, *stated_tokens(folder, FORCED_FIRST)]
+            self.begin = [model.config.start_id, *stated_tokens(folder, FORCED_FIRST, self.config.vocab_size)]
             self.ends |= {model.config.end_id}
             self.never = (Never({model.config.pad_id} - self.ends),)  # some are trained to begin with it
         self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)

@@ -1,12 +1,12 @@
 """`clearhead models`: what ships, as its cards and configs say, and which published checkpoints open."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clearhead.cli.output import dump, say
+from clearhead.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Shipped:
     @classmethod
     def read(cls, folder: Path) -> "Shipped":
         """Read it from its folder: config.json, and the card README.md with its fields between two lines of ---."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else ""
         front, body = text.split("---\n", 2)[1:] if text.startswith("---\n") else ("", text)

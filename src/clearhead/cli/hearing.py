@@ -9,17 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearhead.checkpoints.endings import GENERATION, end_tokens
+from clearhead.checkpoints.endings import GENERATION, end_tokens, generation_kinds
 from clearhead.cli.opening import open_for
-from clearhead.config import read_json
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.errors import InputError, nearest
 from clearhead.generation import Beams, Never, answers, generate
 from clearhead.generation.packed import fastest
 from clearhead.generation.sampling import GREEDY, Adjust
+from clearhead.json_files import read_json
 from clearhead.models.encoder_decoder import EncoderDecoder
 
+FRAMES_A_POSITION = 2  # the second convolution of SoundFront takes every other frame
 ENGLISH_ALONE = 51_864  # tokens of a Whisper that knows one language; one more for those that know more
 
 
@@ -51,10 +52,12 @@ class Listener:
         folder, model = open_for("transcribe", name)
         assert isinstance(model, EncoderDecoder)
         self.config, self.sounds, self.tokenizer = model.config, SoundProcessor.load(folder), Tokenizer.load(folder)
+        assert model.config.n_mels is not None
+        self.sounds.require_fits(model.config.n_mels, FRAMES_A_POSITION * model.config.max_source_len)
         self.model, _ = fastest(model, tokens=model.config.max_target_len)
-        self.ends = end_tokens(folder) | {model.config.end_id}
+        self.ends = end_tokens(folder, self.config.vocab_size) | {model.config.end_id}
         path = folder / GENERATION
-        self.said: dict[str, Any] = read_json(path) if path.is_file() else {}
+        self.said: dict[str, Any] = read_json(path, generation_kinds(self.config.vocab_size)) if path.is_file() else {}
 
     def write(self, path: Path, *, language: str | None = None, beams: int | None = None) -> str:
         """Return what is said in a sound file; without a `language` it is what the model takes it for."""

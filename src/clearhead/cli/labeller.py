@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from clearhead.classification import Encoder, Runner, classify, embed, fastest
 from clearhead.cli.opening import LABELS_PICTURES, open_for
 from clearhead.cli.output import note, one_line
-from clearhead.config import read_json
 from clearhead.data.images import ImageProcessor, find_images
 from clearhead.data.tokenizer import Encoded, Tokenizer
 from clearhead.errors import CheckpointError, InputError
+from clearhead.json_files import BOOLEAN, TEXT, read_json
 from clearhead.models.bert import Bert, BertForSequenceClassification
 from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification
 from clearhead.packed import PackedEncoder
 
 AT_ONCE = 32  # pictures in a batch
+POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -164,8 +165,8 @@ def require_mean(folder: Path) -> None:
     for path in sorted(folder.glob("*_Dense/config.json")):
         raise CheckpointError(f"{path}: one more layer behind the mean over the tokens, which embed does not compute")
     for path in sorted(folder.glob("*_Pooling/config.json")):
-        said = read_json(path)
-        modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
+        said = read_json(path, {"pooling_mode": TEXT, **{f"pooling_mode_{mode}": BOOLEAN for mode in POOLING_MODES}})
+        modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is not False]
         if said.get("pooling_mode", "mean") != "mean" or modes not in ([], ["pooling_mode_mean_tokens"]):
             asked = " and ".join(modes) or f"pooling_mode {said['pooling_mode']!r}"
             raise CheckpointError(f"{path}: {asked}, but embed takes the mean over the tokens: other vectors than its")

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from clearhead.config import read_json
 from clearhead.data.preprocessing import BILINEAR, PREPROCESSOR, read_timm, read_words, write_words
 from clearhead.errors import CheckpointError, InputError
+from clearhead.json_files import OBJECT, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,8 +92,8 @@ class ImageProcessor:
         try:
             if not path.is_file():
                 path = config_path
-                return cls(**read_timm(config["pretrained_cfg"]))
-            return cls(**read_words(read_json(path), config.get("num_channels", 3)))
+                return cls(**read_timm(OBJECT.check("pretrained_cfg", config["pretrained_cfg"])))
+            return cls(**read_words(read_json(path), config.get("num_channels") or 3))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

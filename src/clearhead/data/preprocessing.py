@@ -4,10 +4,11 @@ Every key is read, or has one value that is done here, or changes no pixel, or i
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from clearhead.errors import CheckpointError, nearest
+from clearhead.json_files import BOOLEAN, POSITIVE, TEXT, Kind, check, number, one_of, shown, whole
 
 PREPROCESSOR = "preprocessor_config.json"  # of sounds, too
 BILINEAR, BICUBIC = 2, 3  # PIL.Image.Resampling; 0 nearest, 1 Lanczos, 4 box, 5 Hamming
@@ -33,6 +34,18 @@ UNDERSTOOD = frozenset(
     """.split()
 )
 SETTLED: dict[str, tuple[Any, ...]] = {"do_convert_rgb": (True, False), "do_pad": (False,)}  # see ImageProcessor.read
+SIDE = whole(1, 2**16 - 1)
+CHANNELS = Kind("1 or 3", lambda value: type(value) is int and value in (1, 3))
+CHANNELS_AND_SQUARE = Kind(
+    "1 or 3 channels and the two equal sides of a square",
+    lambda value: isinstance(value, list) and len(value) == 3 and value[1] == value[2] and all(map(SIDE.fits, value)),
+)
+TYPES = {  # of UNDERSTOOD; sizes, means and deviations may be one number or several
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "default_to_square"), BOOLEAN),
+    **dict.fromkeys(("image_processor_type", "feature_extractor_type"), TEXT),
+    "resample": whole(0, 5),
+    "rescale_factor": number(),
+}
 HARMLESS = frozenset(
     """
     _processor_class _valid_processor_keys auto_map backend data_format device disable_grouping image_seq_length
@@ -43,57 +56,53 @@ HARMLESS = frozenset(
 
 def read_words(words: Mapping[str, Any], n_channels: int) -> dict[str, Any]:
     """Return the fields of an ImageProcessor that a file describes; CheckpointError at what is not done here."""
+    check(words, TYPES)
     for key, given in words.items():
         if given is None or key in UNDERSTOOD or key in HARMLESS or given in SETTLED.get(key, ()):
             continue
         close = nearest(key, sorted(UNDERSTOOD))
-        raise CheckpointError(f"{key} {given!r}, which may change what the model sees, is not done here{close}")
+        raise CheckpointError(f"{key} {shown(given)}, which may change what the model sees, is not done here{close}")
     kind = words.get("image_processor_type") or words.get("feature_extractor_type") or "ViTImageProcessor"
     if kind not in KINDS:
-        raise CheckpointError(f"image_processor_type {kind!r} is unknown{nearest(str(kind), sorted(KINDS))}")
+        raise CheckpointError(f"image_processor_type {shown(kind)} is unknown{nearest(kind, sorted(KINDS))}")
     defaults = DEFAULTS[KINDS[kind]]
 
     def said(key: str, default: Any) -> Any:
         return default if words.get(key) is None else words[key]
 
-    def does(key: str, default: bool) -> bool:
-        return _checked(key, said(key, default), "true or false", lambda answer: isinstance(answer, bool))
-
-    square = does("default_to_square", defaults["square"])
-    crops = does("do_center_crop", "crop_size" in defaults)
-    mean, std = defaults["normal"] if does("do_normalize", True) else ((0.0,), (1.0,))
-    if does("do_normalize", True):
+    square = said("default_to_square", defaults["square"])
+    crops = said("do_center_crop", "crop_size" in defaults)
+    mean, std = defaults["normal"] if said("do_normalize", True) else ((0.0,), (1.0,))
+    if said("do_normalize", True):
         mean, std = said("image_mean", mean), said("image_std", std)
     return dict(
-        resize=_size("size", said("size", defaults["size"]), square) if does("do_resize", True) else None,
-        resample=_checked("resample", said("resample", defaults["resample"]), "0 to 5", lambda n: n in range(6)),
+        resize=_size("size", said("size", defaults["size"]), square) if said("do_resize", True) else None,
+        resample=said("resample", defaults["resample"]),
         crop=_both("crop_size", said("crop_size", defaults.get("crop_size", 224))) if crops else None,
-        scale=float(_number("rescale_factor", said("rescale_factor", 1 / 255))) if does("do_rescale", True) else 1.0,
+        scale=float(said("rescale_factor", 1 / 255)) if said("do_rescale", True) else 1.0,
         mean=_channels("image_mean", mean, n_channels),
         std=_channels("image_std", std, n_channels),
-        n_channels=_checked("num_channels", n_channels, "1 or 3", lambda n: n in (1, 3)),
+        n_channels=CHANNELS.check("num_channels", n_channels),
     )
 
 
 def read_timm(words: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of an ImageProcessor that `pretrained_cfg` of a timm config.json describes."""
     names = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5, "random": 2}
-    sides, share = words.get("input_size", [3, 224, 224]), words.get("crop_pct") or 0.875
-    if not isinstance(sides, list) or len(sides) != 3 or sides[1] != sides[2] or not all(map(_side, sides)):
-        raise CheckpointError(f"input_size: expected channels and the two equal sides of a square, got {sides!r}")
+    check(words, {"crop_pct": number(0.01, 100), "interpolation": one_of(names)})
+    sides, share = words.get("input_size") or [3, 224, 224], words.get("crop_pct") or 0.875
+    CHANNELS_AND_SQUARE.check("input_size", sides)
     if words.get("crop_mode", "center") not in (None, "center") or words.get("crop_border_pixels"):
         raise CheckpointError(
-            f"crop_mode {words.get('crop_mode')!r}, which changes what the model sees, is not done here"
+            f"crop_mode {shown(words.get('crop_mode'))}, which changes what the model sees, is not done here"
         )
-    name = words.get("interpolation") or "bicubic"
-    _checked("crop_pct", _number("crop_pct", share), "a number above 0", lambda number: number > 0)
     return dict(
         resize=math.floor(sides[1] / share),
-        resample=_checked("interpolation", names.get(name), f"one of {', '.join(names)}", lambda n: n is not None),
+        resample=names[words.get("interpolation") or "bicubic"],
         crop=(sides[1], sides[2]),
-        mean=_channels("mean", words.get("mean", [0.485, 0.456, 0.406]), sides[0]),
-        std=_channels("std", words.get("std", [0.229, 0.224, 0.225]), sides[0]),
-        n_channels=_checked("input_size", sides[0], "1 or 3 channels", lambda n: n in (1, 3)),
+        mean=_channels("mean", words.get("mean") or [0.485, 0.456, 0.406], sides[0]),
+        std=_channels("std", words.get("std") or [0.229, 0.224, 0.225], sides[0]),
+        n_channels=CHANNELS.check("input_size[0]", sides[0]),
         rounds=True,
     )
 
@@ -126,20 +135,8 @@ def write_words(
     return words | {"do_normalize": True, "image_mean": list(mean), "image_std": list(std)}
 
 
-def _checked(key: str, value: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
-    if not fits(value):
-        raise CheckpointError(f"{key}: expected {expected}, got {value!r}")
-    return value
-
-
-def _number(key: str, value: Any) -> Any:
-    return _checked(
-        key, value, "a number", lambda n: isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)
-    )
-
-
 def _side(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**16
+    return SIDE.fits(value)
 
 
 def _size(key: str, value: Any, square: bool) -> tuple[int, int] | int:
@@ -153,17 +150,15 @@ def _both(key: str, value: Any) -> tuple[int, int]:
     sides = (value.get("height"), value.get("width")) if isinstance(value, Mapping) and len(value) == 2 else value
     sides = (sides, sides) if _side(sides) else sides
     if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(map(_side, sides)):
-        raise CheckpointError(f"{key}: expected a whole number, or a height and a width, got {value!r}")
+        raise CheckpointError(f"{key}: expected a whole number, or a height and a width, got {shown(value)}")
     return int(sides[0]), int(sides[1])
 
 
 def _channels(key: str, value: Any, n_channels: int) -> tuple[float, ...]:
     """Return one number a channel; one for all is allowed."""
-    numbers = [value] if isinstance(value, int | float) else value
-    if isinstance(numbers, list | tuple) and len(numbers) == 1:
-        numbers = [*numbers] * n_channels
-    if not isinstance(numbers, list | tuple) or len(numbers) != n_channels:
-        raise CheckpointError(f"{key}: expected a number for each of {n_channels} channels, got {value!r}")
-    if key == "image_std" and not all(_number(key, n) > 0 for n in numbers):
-        raise CheckpointError(f"{key}: expected numbers above 0, got {value!r}")
-    return tuple(float(_number(key, n)) for n in numbers)
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    numbers = numbers * n_channels if len(numbers) == 1 else numbers
+    kind = POSITIVE if key in ("image_std", "std") else number()
+    if len(numbers) != n_channels or not all(map(kind.fits, numbers)):
+        raise CheckpointError(f"{key}: expected {kind.expected} for each of {n_channels} channels, got {shown(value)}")
+    return tuple(map(float, numbers))

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clearhead.config import read_json
 from clearhead.data.preprocessing import PREPROCESSOR
 from clearhead.data.wav import read_wav
 from clearhead.errors import CheckpointError, InputError
+from clearhead.json_files import read_json, shown, whole
 
 # Keys of a WhisperFeatureExtractor that change nothing here: what follows from others, and what the caller is given.
 HARMLESS = frozenset(
@@ -38,6 +38,14 @@ READ = {
     "n_fft": "n_window",
     "hop_length": "hop",
     "chunk_length": "seconds",
+}
+# As many seconds as are read at once decide what a sound needs in memory; `require_fits` compares that with the model.
+KINDS = {
+    "feature_size": whole(1, 2**12),
+    "sampling_rate": whole(1, 2**20),
+    "n_fft": whole(2, 2**14),
+    "hop_length": whole(1, 2**14),
+    "chunk_length": whole(1, 2**12),
 }
 
 
@@ -59,17 +67,26 @@ class SoundProcessor:
         """Return the processor of a checkpoint folder; Whisper's where it holds no preprocessor_config.json."""
         path, config = Path(folder) / PREPROCESSOR, Path(folder) / "config.json"
         if not path.is_file():
-            return cls(n_mels=read_json(config).get("num_mel_bins", 80) if config.is_file() else 80)
-        words = read_json(path)
+            said = read_json(config, {"num_mel_bins": KINDS["feature_size"]}) if config.is_file() else {}
+            return cls(n_mels=said.get("num_mel_bins") or 80)
+        words = read_json(path, KINDS)
         for key, given in words.items():
             if key not in READ and key not in HARMLESS and given not in SETTLED.get(key, ()):
                 raise CheckpointError(
-                    f"{path}: {key} {given!r}, which may change what the model hears, is not done here"
+                    f"{path}: {key} {shown(given)}, which may change what the model hears, is not done here"
                 )
         numbers = {ours: words[theirs] for theirs, ours in READ.items() if words.get(theirs) is not None}
-        if wrong := [name for name, value in numbers.items() if not isinstance(value, int) or value < 1]:
-            raise CheckpointError(f"{path}: expected whole numbers above 0 for {', '.join(wrong)}")
         return cls(**numbers)
+
+    def require_fits(self, n_mels: int, n_frames: int) -> None:
+        """Raise CheckpointError where a model of `n_mels` bands and `n_frames` frames cannot hear what this makes."""
+        made = self.n_mels, self.rate * self.seconds // self.hop
+        if made != (n_mels, n_frames):
+            raise CheckpointError(
+                f"{PREPROCESSOR}: chunk_length * sampling_rate / hop_length and feature_size make {made[1]:,} frames "
+                f"of {made[0]:,} bands of a sound, but the model's weights expect {n_frames:,} of {n_mels:,}: the two "
+                f"do not belong together, get both from the same place"
+            )
 
     def save(self, folder: Path) -> None:
         """Write preprocessor_config.json into `folder`, as transformers reads it."""

@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clearhead.config import read_json
-from clearhead.data.tokenizer_settings import add_tokens, marks, set_prefix_space
+from clearhead.data.tokenizer_settings import (
+    NORMALIZER,
+    PIECE_NUMBER,
+    ROLES,
+    SETTINGS,
+    add_tokens,
+    marks,
+    set_prefix_space,
+)
 from clearhead.errors import CheckpointError, ClearheadError, InputError
+from clearhead.json_files import read_json
 
 # google-research/bert and facebookresearch/fairseq's roberta, in the order (padding, unknown, first, last, mask)
-ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 BERT_TOKENS = dict(zip(ROLES, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")))
 ROBERTA_TOKENS = dict(zip(ROLES, ("<pad>", "<unk>", "<s>", "</s>", "<mask>")))
-
-# what tokenizer_config.json calls the settings of BERT's normaliser
-NORMALIZER = {
-    "do_lower_case": "lowercase",
-    "strip_accents": "strip_accents",
-    "tokenize_chinese_chars": "handle_chinese_chars",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the second has the last word
         path = folder / name
         if path.is_file():
-            settings |= read_json(path)
+            settings |= read_json(path, SETTINGS)
     for role in (*ROLES, "eos_token"):
         if isinstance(settings.get(role), dict):  # {"content": "<mask>", "lstrip": true, ...}
             settings[role] = settings[role]["content"]
@@ -266,7 +266,9 @@ def _byte_level(vocab_path: Path, merges_path: Path, settings: dict[str, Any]) -
         raise CheckpointError(
             f"{vocab_path} is for a {kind}, of which tokenizer.json is read alone: save it with transformers to get one"
         )
-    vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
+    vocab = read_json(vocab_path)
+    for piece, number in vocab.items():
+        PIECE_NUMBER.check(f"{vocab_path}: {piece!r}", number)
     names = {role: settings.get(role) or default for role, default in ROBERTA_TOKENS.items()}
     _require(names, vocab, vocab_path)
     space = bool(settings.get("add_prefix_space", False))

@@ -12,12 +12,49 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clearhead.config import read_json
 from clearhead.errors import CheckpointError
+from clearhead.json_files import BOOLEAN, TEXT, Kind, read_json, whole
 
 ADDED = "added_tokens.json"
 Mark = tuple[int, str]  # a token that stands around a text: its id and its name
 Step = dict[str, Any]  # one step of a normalizer, pre-tokenizer or decoder, as JSON
+
+ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+# What tokenizer_config.json calls the settings of BERT's normalizer.
+NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+def _is_token(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return isinstance(value, str)
+    flags = (value.get(key) for key in ("single_word", "lstrip", "rstrip", "normalized", "special"))
+    return isinstance(value.get("content"), str) and all(isinstance(flag, bool | None) for flag in flags)
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list | dict) and all(map(_is_token, value.values() if isinstance(value, dict) else value))
+
+
+def _are_numbered(value: Any) -> bool:
+    return isinstance(value, dict) and all(key.isdecimal() and len(key) < 10 for key in value)
+
+
+# What tokenizer_config.json and special_tokens_map.json may say.
+TOKEN = Kind('a token: a text, or an object with its text as "content"', _is_token)
+TOKENS = Kind("several tokens in a list or an object, each a text or an object", _are_tokens)
+FLAGS = (*NORMALIZER, "add_prefix_space", "add_bos_token", "add_eos_token")
+SETTINGS = {
+    **dict.fromkeys((*ROLES, "bos_token", "eos_token"), TOKEN),
+    **dict.fromkeys(FLAGS, BOOLEAN),
+    **dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), TOKENS),
+    "added_tokens_decoder": Kind("an object with a token for each id", _are_numbered, TOKEN),
+    "tokenizer_class": TEXT,
+}
+PIECE_NUMBER = whole(0, 2**24, "the number of a piece")
 
 
 def marks(backend: Any) -> tuple[list[Mark], list[Mark]]:
@@ -79,7 +116,10 @@ def _named(folder: Path, settings: Mapping[str, Any]) -> Iterable[tuple[Any, int
     elif (folder / ADDED).is_file():
         names = {_token(token).content for token in special}
         names |= {value for key, value in settings.items() if key.endswith("_token") and isinstance(value, str)}
-        for content, number in sorted(read_json(folder / ADDED).items(), key=lambda pair: pair[1]):
+        numbers = read_json(folder / ADDED)
+        for content, number in numbers.items():
+            PIECE_NUMBER.check(f"{folder / ADDED}: {content!r}", number)
+        for content, number in sorted(numbers.items(), key=lambda pair: pair[1]):
             yield AddedToken(content, special=content in names, normalized=content not in names), number
     for token in special:
         yield _token(token), None

@@ -180,8 +180,9 @@ class PairReader(Reader):
     def __init__(self, folder: Path, model: EncoderDecoder) -> None:
         super().__init__(folder, model)
         self.pair, self.tokenizer = model, Tokenizer.load(folder)
-        self.ends = end_tokens(folder) | {model.config.end_id}
-        self.forced = stated_tokens(folder, FORCED_FIRST)
+        n_tokens = model.config.vocab_size
+        self.ends = end_tokens(folder, n_tokens) | {model.config.end_id}
+        self.forced = stated_tokens(folder, FORCED_FIRST, n_tokens)
 
     def prepare(self, given: "str | Path | Image", target: str | None = None) -> Prepared:
         """Return a text and its target, the model's own where none is given, ready to be read."""
