@@ -22,7 +22,9 @@ TOP_LEVEL = re.compile(r"^(?:export )?(?:async )?(?:function\*?|class|const|let)
 
 def modules() -> dict[str, str]:
     """Return the source of every module that is joined, by its file's name."""
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(WEB.glob("*.js")) if path.name not in PAGE_ONLY}
+    return {
+        path.name: path.read_text(encoding="utf-8") for path in sorted(WEB.glob("*.js")) if path.name not in PAGE_ONLY
+    }
 
 
 def in_order(sources: dict[str, str]) -> list[str]:
@@ -53,7 +55,9 @@ def faults(sources: dict[str, str]) -> list[str]:
             homes[top] = name
         for names, home in IMPORT.findall(source):
             for one in names.split(", "):
-                if home not in sources or not re.search(rf"^export (?:async )?(?:function|class|const|let) {one}\b", sources[home], re.M):
+                if home not in sources or not re.search(
+                    rf"^export (?:async )?(?:function|class|const|let) {one}\b", sources[home], re.M
+                ):
                     found.append(f"{name} imports {one}, which {home} does not export")
     return found
 
