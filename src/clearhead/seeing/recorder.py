@@ -31,6 +31,11 @@ from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
 from clearhead.seeing.sites.subclasses import holds_numbers
 from clearhead.seeing.sites.whereabouts import Whereabouts, standing_beside
 
+NO_GRADIENT = (
+    "gradients=True keeps none of a layer whose output required no gradient when it ran: in torch.no_grad(), behind "
+    "frozen weights, or in torch.utils.checkpoint(use_reentrant=True), where use_reentrant=False keeps them"
+)
+
 
 @contextlib.contextmanager
 def watch(
@@ -135,6 +140,8 @@ class Recorder(Whereabouts):
         own, lay = sighting.gave or (sighting.out, four)
         if self.gradients and own is not None and own.requires_grad:
             own.register_hook(partial(self.keep_gradient, call, lay))  # type: ignore[no-untyped-call]  # torch's
+        elif self.gradients:
+            self.recording.note(NO_GRADIENT)
 
     def close(self) -> None:
         """Let go of what only a running model needs."""

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from clearhead.errors import WatchError
 from clearhead.seeing import Recording, watch
 from seeing.dense import Fused
 
@@ -80,3 +82,27 @@ def test_where_no_gradient_comes_back_the_backward_run_goes_on() -> None:
         (GivesNone.apply(model(q, q, q)).sum() + q.sum()).backward()
     assert torch.equal(q.grad, torch.ones_like(q))
     assert seen.call(0).gradient is None
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.attention, self.use_reentrant = Fused(), use_reentrant
+
+    def forward(self, q: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.attention, q, q, q, use_reentrant=self.use_reentrant)
+        return out
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpointed_layer_keeps_its_gradient_or_a_note_says_why_not(use_reentrant: bool) -> None:
+    q, model = torch.randn(1, 2, 5, 8, requires_grad=True), Checkpointed(use_reentrant)
+    with watch(model, gradients=True) as seen:
+        model(q).sum().backward()
+    gradient = seen.call(0).gradient
+    if use_reentrant:
+        assert gradient is None and ["use_reentrant=False keeps them" in note for note in seen.notes] == [True]
+        with pytest.raises(WatchError, match="notes say where none could be kept"):
+            seen.map(0, 0, of="gradient")
+    else:
+        assert gradient is not None and torch.equal(gradient, torch.ones(1, 2, 5, 8)) and not seen.notes

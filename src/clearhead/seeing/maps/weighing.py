@@ -44,7 +44,7 @@ class ByWeight:
         if call.gradient is None:
             raise WatchError(
                 "no gradient was recorded: watch(model, gradients=True), run the model with gradients on, and call "
-                "backward() on a number of interest before asking"
+                "backward() on a number of interest before asking; the recording's notes say where none could be kept"
             )
         self.gradient = call.gradient[batch][list(heads)].to(call.exact)
         self.v = values(call, batch, heads).mT

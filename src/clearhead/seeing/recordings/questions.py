@@ -49,6 +49,12 @@ class Questions(ABC):
     def call(self, layer: int | str, call: int = -1) -> Call:
         """Return one call of a layer as it was recorded."""
 
+    @abstractmethod
+    def one_forward(
+        self, layers: Sequence[int | str] | None, call: int = -1, *, all_of_them: bool = False
+    ) -> dict[int, int]:
+        """Return which call of each layer belongs to one forward, of those layers that ran in it."""
+
     def map(
         self,
         layer: int | str,

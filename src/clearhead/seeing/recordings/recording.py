@@ -16,7 +16,7 @@ from clearhead.errors import WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call, taken
 from clearhead.seeing.maps import sight
-from clearhead.seeing.recordings import peers
+from clearhead.seeing.recordings import forwards, peers
 from clearhead.seeing.recordings.memory import in_words
 from clearhead.seeing.recordings.questions import LARGEST_MAP
 from clearhead.seeing.recordings.summaries import Summaries
@@ -92,10 +92,9 @@ class Recording(Summaries):
         sizes = f", texts x queries x keys {shapes.pop()}" if len(shapes) == 1 else ""
         unseen = f"; not seen: {len(self.unseen)}, in .unseen" if self.unseen else ""
         notes = f"; notes: {len(self.notes)}, in .notes" if self.notes else ""
-        forwards = len(self.forwards)
         return (
             f"Recording of {counted(len(layers), 'layer')}, {counted(heads, 'head')}, "
-            f"{counted(forwards, 'forward')}{sizes}, {in_words(self.nbytes)}{unseen}{notes}"
+            f"{counted(len(self.forwards), 'forward')}{sizes}, {in_words(self.nbytes)}{unseen}{notes}"
         )
 
     def index(self, name: str) -> int:
@@ -183,18 +182,38 @@ class Recording(Summaries):
         Of one `layer` the table alone; of one text (`batch`) tables of one. Heads and rows are those that were kept.
         Raises WatchError above `limit` weights, unless that is None. BertViz draws what this returns, for one text.
         """
-        wanted = self.numbers if layer is None else [layer]
-        calls = [self.call(one, call) for one in wanted]
+        wanted = self.one_forward(None if layer is None else [layer], call, all_of_them=True)
+        calls = [self.call(*one) for one in wanted.items()]
         if batch is not None:
-            for one in wanted:
-                self._find(one, None, batch, call)
+            for number, nth in wanted.items():
+                self._find(number, None, batch, nth)
         peers.refuse_too_many(calls, batch, limit)
         tables = tuple(peers.dense(one, batch) for one in calls)
         return tables if layer is None else tables[0]
 
     def cache(self, *, call: int = -1) -> peers.Patterns:
         """Return the weights by the names of TransformerLens: `cache["blocks.0.attn.hook_pattern"]`, computed then."""
-        return peers.Patterns({layer: self.call(layer, call) for layer in self.numbers})
+        return peers.Patterns({layer: self.call(layer, nth) for layer, nth in self.one_forward(None, call).items()})
+
+    def one_forward(
+        self, layers: Sequence[int | str] | None, call: int = -1, *, all_of_them: bool = False
+    ) -> dict[int, int]:
+        """Return which call of each layer belongs to one forward, of those layers that ran in it.
+
+        Args:
+            layers: The layers that are asked about, by number or name; None for all.
+            call: Which call of each; which forward, where some layers were left out of some forwards.
+            all_of_them: Whether to raise WatchError where one of the layers did not run in that forward.
+        """
+        numbers = self.numbers if layers is None else [self.number(layer) for layer in layers]
+        found = forwards.of_one_forward(self.calls, numbers, arguments.whole(call, "call"))
+        if all_of_them and (absent := [number for number in numbers if number not in found]):
+            others = ", ".join(map(str, found)) or "none"
+            raise WatchError(
+                f"layer {absent[0]} {self.names[absent[0]]!r} did not run in the forward of call={call}, which has "
+                f"layers {others}: ask for these, or for another call; seen.forwards lists them"
+            )
+        return found
 
     def call(self, layer: int | str, call: int = -1) -> Call:
         """Return one call of a layer as it was recorded."""

@@ -71,8 +71,8 @@ class Summaries(Questions):
         """
         count, apart = arguments.whole(count, "count"), arguments.whole(apart, "apart")
         found, without = [], arguments.several(without, "without")
-        for number in self.numbers if layer is None else [self.number(layer)]:
-            one, heads = self._find(number, head, batch, call)
+        for number, nth in self.one_forward(None if layer is None else [layer], call).items():
+            one, heads = self._find(number, head, batch, nth)
             included, keys = self.counted(one, batch, number), _among(without, one)
             links = statistics.strongest(one, batch, heads, count, apart=apart, without=keys, counted=included)
             rows = one.rows.tolist()
@@ -87,8 +87,8 @@ class Summaries(Questions):
         0.3 is where Gu et al. 2025 call the first token a sink. Keys that few queries see are left out.
         """
         found, share = [], arguments.share(share, "share")
-        for number in self.numbers if layer is None else [self.number(layer)]:
-            one, heads = self._find(number, None, batch, call)
+        for number, nth in self.one_forward(None if layer is None else [layer], call).items():
+            one, heads = self._find(number, None, batch, nth)
             some = statistics.sinks(one, batch, heads, share, self.counted(one, batch, number))
             found += [Sink(number, one.heads[h], key, mean) for h, key, mean in some]
         return found
@@ -101,15 +101,15 @@ class Summaries(Questions):
         batch: int = 0,
         call: int = -1,
     ) -> list[Habit]:
-        """Return what every recorded head does.
+        """Return what every recorded head does, of the layers that ran in one forward.
 
         `separators` are the positions of [SEP] or of punctuation; `tokens`, the text's numbers, are needed to know a
         token that was said before (`duplicate`, `induction`): layers that saw as many keys are asked for that.
         """
         found, separators = [], arguments.several(separators, "separators")
         tokens = None if tokens is None else arguments.numbers_of(tokens)
-        for number in self.numbers:
-            one, heads = self._find(number, None, batch, call)
+        for number, nth in self.one_forward(None, call).items():
+            one, heads = self._find(number, None, batch, nth)
             one_text = self.of_one_text(number, one)
             text = tokens if one_text and tokens is not None and len(tokens) == one.n_keys else None
             marks = _among(separators, one)
@@ -163,7 +163,9 @@ class Summaries(Questions):
         if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence) or not layers):
             raise InputError(f"layers= expects numbers or names in a list, at least one, got {layers!r}")
         numbers = self.numbers if layers is None else [self.number(layer) for layer in layers]
-        calls = [self._find(number, None, batch, call)[0] for number in numbers]
+        ran = self.one_forward(layers, call, all_of_them=layers is not None)
+        numbers = [number for number in numbers if number in ran]  # what was skipped mixed nothing
+        calls = [self._find(number, None, batch, ran[number])[0] for number in numbers]
         for number, one in zip(numbers, calls):
             if not one.n_all == one.n_keys == calls[0].n_keys:
                 raise WatchError(
