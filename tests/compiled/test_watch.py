@@ -444,3 +444,43 @@ def test_what_is_only_named_like_attention_is_cleared_in_a_graph_too() -> None:
         with watch(one) as seen:
             one(X)
         assert seen.notes == [] and [unseen.name for unseen in seen.unseen] == ["gate_attention"]
+
+
+@torch.no_grad()
+def test_a_graph_for_sizes_that_vary_is_said() -> None:
+    compiled = torch.compile(Stack("causal"), backend=Counting(), dynamic=True)
+    with watch(compiled) as seen:
+        compiled(X)
+    assert len(seen.notes) == 1 and "outputs may move in the last digits" in seen.notes[0]
+
+
+@torch.no_grad()
+def test_a_run_of_a_compiled_model_that_attends_otherwise_is_named_with_its_forward() -> None:
+    class AttentionOrNot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = Stack("causal")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.stack(x) if x.shape[1] > 1 else x * x.relu()
+
+    compiled = torch.compile(AttentionOrNot(), backend=Counting())
+    with watch(compiled) as seen:
+        for n in (9, 1, 9):
+            compiled(X[:, :n])
+    assert [(one.kind, one.how_often) for one in seen.unseen] == [("AttentionOrNot", "in forward 1 of 3")]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_that_nobody_compiled_is_told_of_no_compiled_function() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    class Flex(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return flex_attention(x, x, x)
+
+    for _ in range(2):
+        with watch(model := Flex()) as seen:
+            model(torch.randn(1, 2, 16, 16))
+        assert (seen.notes, seen.unseen, len(seen.layers)) == ([], (), 1)

@@ -258,11 +258,13 @@ def test_tokens_cannot_move_the_cursor(seen: Recording) -> None:
 
 
 def test_what_was_not_seen_is_said(view: View, seen: Recording) -> None:
-    seen.refused["encoder.attention"] = "it came as nested tensors"
-    assert printed(view).count("Not seen: encoder.attention: it came as nested tensors") == 1
-    seen.outside = 2
+    reason = "it came as nested tensors"
+    seen.account.miss("encoder.attention", "Attention", reason, 0, 1)
+    assert printed(view).count(f"Not seen: encoder.attention (Attention): {reason}") == 1
+    seen.account.outside = 2
     assert "Not seen: 2 fused calls came from outside the watched model" in printed(view)
-    seen.refused |= {f"{i}.attention": "it came as nested tensors" for i in range(5)}
+    for i in range(5):
+        seen.account.miss(f"{i}.attention", "Attention", reason, 0, 1)
     text = " ".join(printed(view).split())
     assert text.count("Not seen:") == 4
     assert "Not seen: 4 more places, listed in the recording's .unseen" in text

@@ -54,7 +54,7 @@ OTHER = HAND + "its softmax was over something else than a product of queries an
 # How many layers were seen and which were not, with the reason.
 UNSEEN: dict[str, tuple[int, dict[str, str]]] = {
     # heads are mixed between the scores and the softmax; its last two layers, of one token, are plain
-    "cait_xxs24_224": (2, {"blocks.0.attn": NONE, "blocks.1.attn": NONE}),
+    "cait_xxs24_224": (2, {"blocks.0.attn": OTHER, "blocks.1.attn": OTHER}),
     "efficientformerv2_s0": (
         1,
         {

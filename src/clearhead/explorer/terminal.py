@@ -175,7 +175,7 @@ def strongest(view: View, width: int, plain: bool) -> Iterator["Text"]:
 
 def remarks(view: View, width: int, plain: bool) -> Iterator["Text"]:
     """Yield what the picture does not say: what was not seen, what watching changed, and what attention is not."""
-    found = [": ".join(filter(None, (one.name or one.kind, one.reason))) for one in view.seen.unseen]
+    found = list(map(str, view.seen.unseen))
     if len(found) > MOST_UNSEEN:
         found[MOST_UNSEEN:] = [f"{len(found) - MOST_UNSEEN} more places, listed in the recording's .unseen"]
     for remark in [*(f"Not seen: {one}" for one in found), *view.seen.notes]:

@@ -218,7 +218,7 @@ def to_json(view: View) -> dict[str, Any]:
         "links": [_link(view, link) for link in view.links],
         "weights": list(view.weights),
         "map": view.seen.map(view.layer, view.head).tolist() if n <= WHOLE_MAP else None,
-        "unseen": [{"name": u.name, "reason": u.reason} for u in view.seen.unseen],
+        "unseen": [{"name": u.name, "reason": u.reason, "how_often": u.how_often} for u in view.seen.unseen],
     }
 
 

@@ -12,8 +12,9 @@ from clearhead.seeing.maps.habits import Habit
 from clearhead.seeing.maps.pyramid import Pyramid
 from clearhead.seeing.maps.statistics import Link, Sink
 from clearhead.seeing.recorder import watch
+from clearhead.seeing.recordings.account import Unseen
 from clearhead.seeing.recordings.estimate import Estimate, estimate
-from clearhead.seeing.recordings.recording import Layer, Recording, Unseen
+from clearhead.seeing.recordings.recording import Layer, Recording
 from clearhead.seeing.recordings.saving import open_recording
 
 __all__ = [

@@ -105,30 +105,30 @@ class Recorder(Whereabouts):
 
     def keep(self, sighting: Sighting) -> None:
         """Copy what a fused call was given, into the layer it belongs to."""
-        if not self.running:
-            self.recording.outside += 1
+        if not self.frames.running:
+            self.recording.account.outside += 1
             return
         if torch._C._current_graph_task_id() != -1:
             return  # activation checkpointing runs a layer again during backward: already seen
-        index, name = self.place(sighting)
+        index, name = self.count()
         if self.layers is not None and not any(asked(want, index, name) for want in self.layers):
             self.recording.skipped.add(index)
             return
         if (reason := not_plain(sighting)) is not None:
-            self.recording.refused[name] = reason
+            self.frames.refuse(reason)
             return
         try:
             described = self.describe(sighting)
             if not described.heads:
                 n = described.n_heads
-                self.recording.refused[name] = f"heads= names none of its {n} heads, which count from 0"
+                self.frames.refuse(f"heads= names none of its {n} heads, which count from 0")
                 return
             call = self.keeper.keep(index, described, dtype_in_kernel(sighting.q))
         except NoRoom as error:
-            self.recording.refused[name] = str(error)
+            self.frames.refuse(str(error))
             return
         except RuntimeError as error:  # of torch, memory included: the model's own run goes on
-            self.recording.refused[name] = f"it could not be copied: {error}"
+            self.frames.refuse(f"it could not be copied: {error}")
             return
         if call is None:
             self.recording.skipped.add(index)

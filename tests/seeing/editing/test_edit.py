@@ -394,7 +394,7 @@ def test_an_edit_of_a_model_that_did_not_run_or_was_not_seen_is_an_error(bert: B
             return x.cumsum(1)
 
     model = nn.Sequential(ByHandAttention())
-    with pytest.raises(WatchError, match="0: it ran, but made no"), edit(model) as change:
+    with pytest.raises(WatchError, match=r"0 \(ByHandAttention\): it ran, but made no"), edit(model) as change:
         change.switch_off(0)
         model(torch.randn(1, 5, 8))
 

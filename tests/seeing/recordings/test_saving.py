@@ -183,7 +183,7 @@ DAMAGED = {
     "byte too many": (lambda whole: whole + b"x", "cut short or damaged"),
     "other format": (lambda whole: b"PK\x03\x04" + whole, "cut short or damaged"),
     "header": (lambda whole: whole[:8] + b"x" + whole[9:], "cut short or damaged"),
-    "newer": (edit_header(lambda meta: meta.update(version="2")), "has version 2 .*, this clearhead reads up to 1"),
+    "newer": (edit_header(lambda meta: meta.update(version="3")), "has version 3 .*, this clearhead reads up to 2"),
     "no version": (edit_header(lambda meta: meta.pop("version")), "has version none"),
     "not ours": (edit_header(lambda meta: meta.update(format="other")), "but no recording"),
     "words": (edit_header(lambda meta: meta.update(recording=meta["recording"] + " ")), "is damaged: what its"),

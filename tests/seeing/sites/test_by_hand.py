@@ -81,6 +81,12 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
         lambda q, k: torch.einsum("bhij,hg->bgij", (q @ k.mT).softmax(-1), BIAS[:, 0, :4]),
         "weights were mixed with each other",
     ),
+    "heads mixed and normalized": (  # as DeepViT does it (Zhou et al. 2021)
+        lambda q, k: torch.nn.functional.layer_norm((q @ k.mT).softmax(-1).permute(0, 2, 3, 1), (4,)).permute(
+            0, 3, 1, 2
+        ),
+        "changed between the softmax and the values",
+    ),
 }
 
 

@@ -96,8 +96,10 @@ def _layers(scene: Scene, call: int, batch: int) -> list[dict[str, Any]]:
                 "hidden": {"last_offset": reach, "first_offset": since} if ruled else None,
             }
         )
-    order = {name: i for i, name in enumerate(seen.ran)}
+    order = seen.account.ran
     for unseen in seen.unseen:
+        if any(unseen.name == layer["name"] for layer in found):
+            continue  # seen in other forwards
         blank: dict[str, Any] = dict.fromkeys(found[0]) | {
             "heads": [],
             "calls": 0,

@@ -24,6 +24,7 @@ from clearhead.seeing.call import Call
 from clearhead.seeing.editing import edits
 from clearhead.seeing.editing.continuing import Met, meet
 from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
+from clearhead.seeing.editing.unchanged import passed_by, unseen_of
 from clearhead.seeing.maps import sight
 from clearhead.seeing.recorder import Recorder, asked, four, not_plain
 from clearhead.seeing.recordings.questions import CROSS
@@ -73,11 +74,11 @@ class Edits:
 
     def switch_off(self, layer: Layers, head: Heads = None, *, batch: Texts = None) -> None:
         """Let heads give nothing; without `head`, the whole layer's attention, of which only a bias remains."""
-        self.edits.append(SwitchOff(**_address("switch_off", layer, head, batch)))
+        self._add(SwitchOff(**_address("switch_off", layer, head, batch)))
 
     def keep_only(self, layer: Layers, head: Heads, *, batch: Texts = None) -> None:
         """Let all heads of a layer but these give nothing."""
-        self.edits.append(SwitchOff(**_address("keep_only", layer, head, batch), others=True))
+        self._add(SwitchOff(**_address("keep_only", layer, head, batch), others=True))
 
     def cut(
         self,
@@ -96,7 +97,7 @@ class Edits:
         """
         query, key = _places(query, "query"), _places(key, "key")
         address = _address("cut", layer, head, batch, query=query, key=key)
-        self.edits.append(Cut(**address, query=query, key=key, renormalise=renormalise))
+        self._add(Cut(**address, query=query, key=key, renormalise=renormalise))
 
     def hide(self, layer: Layers, key: Places, *, renormalise: bool = True, batch: Texts = None) -> None:
         """Hide tokens from all other positions, in all heads: cut every link to `key` but a token's link to itself.
@@ -115,7 +116,7 @@ class Edits:
         """Let heads mix their values by `pattern`, which is used as it is: no softmax, no mask, no dropout."""
         if not isinstance(pattern, Tensor):
             raise InputError(f"pattern= expects a tensor of queries x keys, got {pattern!r}")
-        self.edits.append(Replace(**_address("replace", layer, head, batch), pattern=pattern))
+        self._add(Replace(**_address("replace", layer, head, batch), pattern=pattern))
 
     def patch(
         self,
@@ -134,7 +135,7 @@ class Edits:
         if not isinstance(output, Tensor | Recording):
             raise InputError(f"output= expects a tensor of queries x d_value, or a recording, got {output!r}")
         query = _places(query, "query")
-        self.edits.append(Patch(**_address("patch", layer, head, batch, query=query), source=output, query=query))
+        self._add(Patch(**_address("patch", layer, head, batch, query=query), source=output, query=query))
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -143,23 +144,27 @@ class Edits:
 
     @property
     def notes(self) -> list[str]:
-        """Return what else than the edits is not as it would be without them, such as a compiled model uncompiled."""
-        return self.recorder.recording.notes
+        """Return what else than the edits is not as it would be without them, such as a compiled model uncompiled.
+
+        And in which forwards an edit that was applied in others changed nothing, because attention was not seen there.
+        """
+        seen = self.recorder.recording
+        return [*seen.notes, *filter(None, (passed_by(edit, seen) for edit in self.edits))]
 
     @property
     def why_nothing(self) -> str:
         """Return why no attention was met."""
         seen = self.recorder.recording
-        why = [f"{unseen.name or 'elsewhere'}: {unseen.reason}" for unseen in seen.unseen[:FEW]] + self.notes
+        why = [*map(str, seen.unseen[:FEW]), *seen.notes]
         return "; ".join(why) or "no attention ran; run the model inside the with block"
 
     def act(self, sighting: Sighting) -> Tensor | None:
         """Return what a call gives after the edits that are about it, or None where none is."""
         recorder = self.recorder
-        if not recorder.running:
-            recorder.recording.outside += 1
+        if not recorder.frames.running:
+            recorder.recording.account.outside += 1
             return None
-        index, name = recorder.place(sighting)
+        index, name = recorder.count()
         if torch._C._current_graph_task_id() != -1 and f"{name}#2" in recorder.recording.names:
             raise WatchError(f"{name} attends more than once and is checkpointed: which time this is cannot be known")
         now = self.meet(index, name, sighting)
@@ -212,11 +217,17 @@ class Edits:
                     f"{edit.said}: positions count the padding before a text, as maps do; {', '.join(padded[:FEW])}"
                 )
 
+    def _add(self, edit: Edit) -> None:
+        edit.since = self.recorder.recording.n_forwards
+        self.edits.append(edit)
+
     def _reason(self, edit: Edit, want: int | str | None) -> str:
         if not self.met:
             return self.why_nothing
         if edit.why:
             return edit.why
+        if want is not None and (unseen := unseen_of([want], self.recorder.recording)):
+            return "; ".join(map(str, unseen[:FEW]))
         names = ", ".join(f"{index} {met.name!r}" for index, met in list(self.met.items())[:FEW])
         more = f", ... {max(self.met)}" if len(self.met) > FEW else ""
         if want is None or any(asked(want, index, met.name) for index, met in self.met.items()):

@@ -23,6 +23,7 @@ class Edit:
 
     said:     as it was asked for, for messages.
     waiting:  the layers that it was not applied to yet; `why` is the reason, where one is known.
+    since:    the first forward that it is about: the one after it was asked for.
     """
 
     said: str
@@ -31,6 +32,7 @@ class Edit:
     texts: tuple[int, ...] | None
     waiting: set[int | str | None] = field(init=False)
     why: str = ""
+    since: int = 0
     looked: bool = False  # for padding that its positions count
 
     def __post_init__(self) -> None:

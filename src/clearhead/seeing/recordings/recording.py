@@ -17,11 +17,12 @@ from clearhead.seeing import arguments
 from clearhead.seeing.call import Call, taken
 from clearhead.seeing.maps import sight
 from clearhead.seeing.recordings import forwards, peers
+from clearhead.seeing.recordings.account import Account, Unseen
 from clearhead.seeing.recordings.memory import in_words
 from clearhead.seeing.recordings.questions import LARGEST_MAP
 from clearhead.seeing.recordings.summaries import Summaries
 
-FEW = 3  # layers that an error message names
+FEW = 3  # layers, or reasons, that an error message names
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,6 @@ class Forward:
     calls: dict[int, int]  # for each layer that took part, the `call` to ask for
 
 
-@dataclass(frozen=True)
-class Ran:
-    """A module that looks like attention and ran: its class, and what to say should nothing be seen inside it."""
-
-    kind: str
-    likely: str
-
-
-@dataclass(frozen=True)
-class Unseen:
-    """Attention that ran and is not in the recording, and why."""
-
-    name: str
-    kind: str
-    reason: str
-
-
 class Recording(Summaries):
     """The attention of one or several forward passes; made by `watch`, which fills it while its body runs."""
 
@@ -75,12 +59,10 @@ class Recording(Summaries):
         self.names: list[str] = []  # of layers, by index
         self.calls: dict[int, list[Call]] = {}
         self.skipped: set[int] = set()  # layers that `layers=` left out
-        self.ran: dict[str, Ran] = {}
-        self.refused: dict[str, str] = {}
+        self.account = Account()  # of what was not seen
         self.words: list[str] | None = None  # of the text, where somebody said them
         self.n_forwards = 0  # of the outermost module that was watched
         self.settle: Callable[[], None] = _nothing  # waits for copies that are on their way
-        self.outside = 0  # fused calls from outside the watched model
         self.notes: list[str] = []  # what watching changed or could not do, if anything
 
     def __repr__(self) -> str:
@@ -135,24 +117,12 @@ class Recording(Summaries):
 
     @property
     def unseen(self) -> tuple[Unseen, ...]:
-        """Return the modules that look like attention and ran, but whose attention is not in here, and why."""
-        seen = {name.partition("#")[0] for name in self.names if name not in self.refused}
-        found = []
-        for name, ran in self.ran.items():
-            above = [name[:i] for i, letter in enumerate(name) if letter == "."]
-            inside = f"{name}." if name else ""
-            if name in seen or any(s.startswith(inside) for s in seen):
-                continue  # seen, or made of something seen
-            others = {*self.ran, *self.refused} - {name}
-            if name not in self.refused and any(other.startswith(inside) for other in others):
-                continue  # the attention is a module inside
-            if any(a in self.ran and (a in seen or a in self.refused) for a in above):
-                continue  # a helper of one that is accounted for
-            found.append(Unseen(name, ran.kind, self.refused.get(name, ran.likely)))
-        found += [Unseen(name, "", why) for name, why in self.refused.items() if name not in self.ran]
-        if self.outside:
-            found.append(Unseen("", "", f"{counted(self.outside, 'fused call')} came from outside the watched model"))
-        return tuple(found)
+        """Return the attention that ran and is not in here, once for each module and reason, and in which forwards.
+
+        That is every call that was met and refused, every module that is called attention and made no call that could
+        be seen, and every module that attended in one forward and made no such call in another.
+        """
+        return self.account.unseen(self.n_forwards)
 
     @property
     def nbytes(self) -> int:
@@ -271,8 +241,8 @@ class Recording(Summaries):
 
     def _why_empty(self) -> str:
         if self.unseen:
-            first = [f"{u.name or 'elsewhere'} ({u.kind}): {u.reason}" for u in self.unseen[:3]]
-            more = f", and {len(self.unseen) - 3} more in .unseen" if len(self.unseen) > 3 else ""
+            first = list(map(str, self.unseen[:FEW]))
+            more = f", and {len(self.unseen) - FEW} more in .unseen" if len(self.unseen) > FEW else ""
             return "; ".join(first) + more
         if self.skipped:
             return f"layers= or rows= left out all of {', '.join(self.names)}"

@@ -8,7 +8,7 @@ an older reader would misunderstand a file. Keys that calls share are written on
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing.call import Call
+from clearhead.seeing.recordings.account import Missed
 from clearhead.seeing.recordings.memory import NoRoom
-from clearhead.seeing.recordings.recording import Ran, Recording
+from clearhead.seeing.recordings.recording import Recording
 from clearhead.seeing.recordings.store import SAFE_NAMES, File, opened
 from clearhead.seeing.rule import Rule
 
-FORMAT, VERSION = "clearhead recording", 1
+FORMAT, VERSION = "clearhead recording", 2
 NUMBERS = ("scale", "heads", "kv_of", "n_heads", "n_kv_heads", "dropout", "softcap", "n_asked", "forward")
 
 
@@ -92,9 +93,12 @@ def _say(recording: Recording, writer: "Writer", words: Sequence[str] | None) ->
         "names": recording.names,
         "words": recording.words if words is None else list(words),
         "skipped": sorted(recording.skipped),
-        "ran": {name: [ran.kind, ran.likely] for name, ran in recording.ran.items()},
-        "refused": recording.refused,
-        "outside": recording.outside,
+        "missed": [
+            {"name": name, "reason": reason, **asdict(entry), "calls": sorted(entry.calls)}
+            for (name, reason), entry in recording.account.missed.items()
+        ],
+        "ran": list(recording.account.ran),
+        "outside": recording.account.outside,
         "notes": recording.notes,
         "n_forwards": recording.n_forwards,
         "rules": said_rules,
@@ -141,6 +145,8 @@ def open_recording(path: str | Path, *, verify: bool = False) -> Recording:
             f"{path} has version {version or 'none'} of the format, this clearhead reads up to {VERSION}: update it, "
             f"or save the recording with an older one"
         )
+    if int(version) < VERSION:
+        raise WatchError(f"{path} has version {version} of the format, from before {VERSION}: record it again")
     text = metadata.get("recording", "")
     if str(zlib.crc32(text.encode())) != metadata.get("check"):
         raise WatchError(f"{path} is damaged: what its header says is not what was written. Get the file again")
@@ -154,8 +160,11 @@ def _read(said: dict[str, Any], tensors: dict[str, Tensor]) -> Recording:
     recording = Recording()
     recording.names, recording.words, recording.notes = said["names"], said["words"], said["notes"]
     recording.skipped = set(said["skipped"])
-    recording.ran = {name: Ran(*about) for name, about in said["ran"].items()}
-    recording.refused, recording.outside = said["refused"], said["outside"]
+    recording.account.outside = said["outside"]
+    recording.account.ran = {name: place for place, name in enumerate(said["ran"])}
+    for one in said["missed"]:
+        entry = Missed(one["kind"], one["times"], one["forwards"], set(one["calls"]))
+        recording.account.missed[one["name"], one["reason"]] = entry
     recording.n_forwards = said["n_forwards"]
     rules = [
         Rule(reach=one["reach"], since=one["since"], **_tables(one["tables"], tensors, Rule)) for one in said["rules"]

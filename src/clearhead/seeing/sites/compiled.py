@@ -38,6 +38,7 @@ from clearhead.seeing.sites.compiler import (
     switched_off,
     why,
 )
+from clearhead.seeing.sites.frames import Frame, looks_like_attention
 from clearhead.seeing.sites.fused import unwatched, watching
 from clearhead.seeing.sites.graphs import TOLD, Graph, rewritten
 from clearhead.seeing.sites.interface import asked_plainly
@@ -65,8 +66,9 @@ class Run:
         """Know which graph runs, and so which modules do."""
         self.graph = graph
         for region in self.regions:
-            for name, kind in graph.modules.items():
-                region.beside.meet(region.within(name), kind)
+            region.beside.frames.ran_in_graph(graph.unseen(region.name))
+            if graph.dynamic:
+                region.beside.recording.note(any_size(region.name))
 
     def saw(self, site: int, sighting: Sighting) -> None:
         """Report a call to everybody, under the name that its module has for each.
@@ -127,6 +129,7 @@ def _compile(backend: Callable[..., Any], traced: torch.fx.GraphModule, inputs: 
     named = RUNS.now.module.named_modules()
     names = {id(one): (plain_name(name), type(one)) for name, one in named if not is_leaf_of_torch(one)}
     graph = rewritten(traced, names)
+    graph.dynamic = any(isinstance(one, torch.SymInt) for one in inputs)
     made = backend(traced, inputs)
 
     def run(*args: Any) -> Any:
@@ -191,7 +194,8 @@ class Region:
     @contextlib.contextmanager
     def running(self, args: Any, kwargs: Any) -> Iterator[None]:
         """Let the watcher know that the module runs."""
-        self.beside.begins(self.name, self.module, args, kwargs)
+        looks = looks_like_attention(self.name, type(self.original))
+        self.beside.begins(self.name, self.module, args, kwargs, looks)
         try:
             yield
         finally:
@@ -208,11 +212,12 @@ class Region:
 
     def tell(self, name: str, sighting: Sighting) -> None:
         """Report a call of a module inside."""
-        self.beside.running.append(self.within(name))
+        running = self.beside.frames.running
+        running.append(Frame(self.within(name), None))
         try:
             self.report(sighting)
         finally:
-            self.beside.running.pop()
+            running.pop()
 
 
 @contextlib.contextmanager
@@ -261,6 +266,14 @@ def ready(module: nn.Module, entry: Any, made: list[tuple[type[nn.Module], Watch
 def note(name: str, reason: str) -> str:
     """Say that a module ran uncompiled."""
     return f"the compiled {name or 'model'} ran uncompiled while it was watched: {reason}"
+
+
+def any_size(name: str) -> str:
+    """Say that a graph for any size was compiled once more."""
+    return (
+        f"the compiled {name or 'model'} was compiled once more for watching, for sizes that vary: outputs may move in "
+        "the last digits"
+    )
 
 
 def copy(mask: Tensor) -> Tensor:

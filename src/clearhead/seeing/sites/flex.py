@@ -45,7 +45,9 @@ def sighting_of(
     `asked` is what transformers' flex entry was asked for, and so what its score_mod does.
     """
     flex: Any = sys.modules[HOME]
-    if score_mod is not flex._identity and asked is None:
+    if isinstance(score_mod, torch.fx.GraphModule):
+        raise CannotTell("torch has just compiled it: import flex_attention before watching")
+    if asked is None and score_mod is not flex._identity:
         raise CannotTell("its scores go through a score_mod of its own")
     asked = asked or {}
     mask = None if block_mask[-1] is flex.noop_mask else _evaluated(block_mask, query, key)

@@ -54,8 +54,9 @@ class FusedCalls(TorchFunctionMode):
     """Report every attention call of this thread to `report`; everything else passes by untouched.
 
     `refuse` is told why a call that was attention cannot be reported. `split` says how many texts and how many heads
-    the running module has put on one axis. `note` is told of what watching changed. With `gradients` they flow through
-    what is reported, for an answer to be part of the model.
+    the running module has put on one axis. `note` is told of what watching changed. `trials` are told of every other
+    function that runs, and those that end are taken out. With `gradients` they flow through what is reported, for an
+    answer to be part of the model.
     """
 
     def __init__(
@@ -64,15 +65,16 @@ class FusedCalls(TorchFunctionMode):
         refuse: Callable[[str], None],
         split: Callable[[int], tuple[int, int]],
         note: Callable[[str], None],
+        trials: list[Trial],
         gradients: bool = False,
     ) -> None:
         super().__init__()
         self.note = note
-        self.report, self.refuse, self.split, self.thread = report, refuse, split, threading.get_ident()
+        self.report, self.refuse, self.split = report, refuse, split
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
         self.by_hand = ByHand(self.found_by_hand, self.lost, note, gradients)
         self.flash, self.in_flash = Reader(note), False
-        self.trials: list[Trial] = []  # of running modules that are named like attention
+        self.trials = trials
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -97,7 +99,9 @@ class FusedCalls(TorchFunctionMode):
             below = name.startswith("flash_attn") and not torch.is_grad_enabled()
             return self.see_flash(lambda: func(*args, **kwargs), named(func, args, kwargs), below)
         out = self.by_hand.run(func, args, kwargs)
-        self.trials = self.trials and [trial for trial in self.trials if trial.goes_on(func, args, kwargs, out)]
+        for trial in [*self.trials]:
+            if not trial.goes_on(func, args, kwargs, out):
+                self.trials.remove(trial)
         return out
 
     def see(self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -105,9 +109,7 @@ class FusedCalls(TorchFunctionMode):
         beside = LogSumExp()  # type: ignore[no-untyped-call]
         with beside:
             out = func(*args, **kwargs)
-        lost = OWN.texts is not None and not torch.is_grad_enabled()
-        sighting = replace(_fused(*args, **kwargs), lse=beside.found, out=out, fast_path_lost=lost)
-        edited = self.tell(sighting)
+        edited = self.tell(replace(_fused(*args, **kwargs), lse=beside.found, out=out))
         return out if edited is None else edited
 
     def see_sinks(
@@ -225,8 +227,6 @@ class FusedCalls(TorchFunctionMode):
             batch, heads = torch.Size(lead[:-1]).numel(), lead[-1] if lead else 1
         try:
             sighting = as_fused(found, batch, heads)
-            if OWN.texts is not None and not torch.is_grad_enabled():
-                sighting = replace(sighting, fast_path_lost=True)
         except RuntimeError as error:
             self.lost(f"attention by hand, laid out unlike any known: {error}")
             return None
@@ -240,7 +240,7 @@ class FusedCalls(TorchFunctionMode):
         It asks whether a mode is on before anything else, and hands itself over if so: it is told that none is.
         """
         functional: Any = F
-        before, thread = functional.has_torch_function, self.thread
+        before, thread = functional.has_torch_function, threading.get_ident()
 
         def nobody(tensors: Any) -> bool:
             return False if threading.get_ident() == thread else before(tensors)

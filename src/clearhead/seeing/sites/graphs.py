@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from clearhead.attention import attend_with_sinks
 from clearhead.seeing.sites.flash import op_name
 from clearhead.seeing.sites.flex import is_flex
+from clearhead.seeing.sites.frames import looks_like_attention
 from clearhead.seeing.sites.fused import FUSED, FUSED_CALLS
 from clearhead.seeing.sites.normaliser import LogSumExp
 from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
@@ -61,11 +62,30 @@ class Site:
 class Graph:
     """What is known of a traced graph: its calls of attention, and what kinds of modules run in it, by name.
 
-    It holds no module: graphs are kept for as long as the module that they belong to lives.
+    It holds no module: graphs are kept for as long as the module that they belong to lives. `dynamic` is whether it
+    was traced for sizes that vary.
     """
 
     sites: list[Site] = field(default_factory=list)
     modules: dict[str, type[nn.Module]] = field(default_factory=dict)
+    dynamic: bool = False
+    lost: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def unseen(self, region: str) -> dict[str, str]:
+        """Return names and classes of the modules that are called attention and attend in no call of this graph.
+
+        `region` is the name of the compiled module; names are from the whole model. As in `frames.py`: not a module
+        that holds another such module, or one that made a call, nor one held by such a module that made a call.
+        """
+        if region not in self.lost:
+            kinds = {".".join(filter(None, (region, name))): kind for name, kind in self.modules.items()}
+            attended = {".".join(filter(None, (region, site.module))) for site in self.sites}
+            looks = {name for name, kind in kinds.items() if looks_like_attention(name, kind)}
+            accounted = {name for one in attended | looks for name in above(one)} | attended
+            helped = looks & attended
+            lost = [name for name in kinds if name in looks - accounted and not helped.intersection(above(name))]
+            self.lost[region] = {name: kinds[name].__name__ for name in lost}
+        return self.lost[region]
 
 
 class Told(threading.local):
@@ -177,6 +197,12 @@ def rewritten(traced: torch.fx.GraphModule, names: Mapping[int, tuple[str, type[
         operator_of_ours()
         traced.recompile()
     return graph
+
+
+def above(name: str) -> list[str]:
+    """Return the names of the modules that hold a module, the outermost, which has none, first."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:i]) for i in range(len(parts))]
 
 
 def writes(node: torch.fx.Node) -> bool:

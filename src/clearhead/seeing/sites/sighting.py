@@ -26,7 +26,6 @@ class Sighting:
     is_causal: bool
     scale: float | None
     lse: Tensor | None
-    fast_path_lost: bool = False  # torch would have run nn.MultiheadAttention's inference kernel, had nobody watched
     v: Tensor | None = None  # None, as is `out`, where a site cannot know them: such a call can be seen, not edited
     out: Tensor | None = None
     softcap: float | None = None

@@ -206,7 +206,7 @@ def passed_on(
         training = kwargs.get("training", args[2] if len(args) > 2 else True)
         weights.dropout = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if training else 0.0
         return weights
-    if out.shape[-2:].numel() < weights.scores.n_queries * weights.scores.n_keys:
+    if out.numel() < torch.Size(weights.scores.lead).numel() * weights.scores.n_queries * weights.scores.n_keys:
         return None  # a sum, a maximum, an index
     if weights.told:
         return None

@@ -35,8 +35,7 @@ HOW: dict[Callable[..., Any], str] = {
 class Trial:
     """One run of a module: which tensors were made of its inputs with fixed numbers alone."""
 
-    def __init__(self, name: str, *given: Any) -> None:
-        self.name = name
+    def __init__(self, *given: Any) -> None:
         self.plain: dict[int, weakref.ref[Tensor]] = {}
         for x in tensors(given):
             self.add(x)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from clearhead.seeing.sites.compiler import stance_taken
+from clearhead.seeing.sites.flex import HOME as FLEX
 
 ENTRIES = ("_wrapped_call_impl", "_call_impl", "forward")  # of a module: all that torch.compile(module) compiles
 
@@ -19,7 +20,7 @@ ENTRIES = ("_wrapped_call_impl", "_call_impl", "forward")  # of a module: all th
 @contextlib.contextmanager
 def uncompiled(model: nn.Module, note: Callable[[str], None]) -> Iterator[None]:
     """Run what was compiled as it was written, and tell `note` which functions that met."""
-    if "torch._dynamo" not in sys.modules:
+    if not sys.modules.keys() & {"torch._dynamo", FLEX}:  # the latter imports the former when it is called first
         yield
         return
     from torch._dynamo import eval_frame
@@ -49,8 +50,13 @@ def uncompiled(model: nn.Module, note: Callable[[str], None]) -> Iterator[None]:
 
 
 def _function(compiled: Any, modules: set[nn.Module]) -> str | None:
-    """Return the name of what was compiled, None if that is one of the watched modules."""
+    """Return the name of what was compiled, None if that is one of the watched modules, or within torch.
+
+    flex_attention that nobody compiled compiles a local function of its own, for no more than to trace it.
+    """
     own = inspect.unwrap(compiled) if callable(compiled) else None
+    if getattr(own, "__module__", "").startswith("torch.") and "<locals>" in getattr(own, "__qualname__", ""):
+        return None
     module = own if isinstance(own, nn.Module) else getattr(own, "__self__", None)
     name = getattr(own, "__name__", type(own).__name__)
     if isinstance(module, nn.Module) and module in modules and (own is module or name in ENTRIES):

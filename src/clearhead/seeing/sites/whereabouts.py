@@ -1,11 +1,11 @@
 """Which module is running, so that every attention call gets the name of the module that made it.
 
-Hooks, there for the duration, say where a forward pass is. A module that looks like attention and ran is remembered, so
-that whatever was not seen can be named. Next: `recorder.py`, which keeps what is seen, and `fused.py`, where.
+Hooks, registered for as long as somebody watches, tell of the beginning and the end of every module's forward.
+`frames.py` keeps account of them, so that attention that was not seen can be named. Next: `recorder.py`, which keeps
+what is seen, and `fused.py`, where it is seen.
 """
 
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,23 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clearhead.seeing.recordings.recording import Ran, Recording
+from clearhead.seeing.recordings.recording import Recording
 from clearhead.seeing.sites.compiled import compiled
 from clearhead.seeing.sites.compiler import plain_name
 from clearhead.seeing.sites.flash import flash_attention
+from clearhead.seeing.sites.frames import Frame, Frames, looks_like_attention
 from clearhead.seeing.sites.fused import FusedCalls
+from clearhead.seeing.sites.inference_kernel import would_run
 from clearhead.seeing.sites.interface import asked_of_interface
-from clearhead.seeing.sites.sighting import Report, Sighting
-from clearhead.seeing.sites.trials import Trial, is_leaf_of_torch
+from clearhead.seeing.sites.sighting import Report
+from clearhead.seeing.sites.trials import is_leaf_of_torch
 from clearhead.seeing.sites.uncompiled import uncompiled
 
-LOOKS_LIKE_ATTENTION = re.compile(r"(?i)attention|attn")
-NAMED_LIKE_ATTENTION = re.compile(r"(?i)(^|_)(attn|attention)\d*$")  # self_attn, attention, attn1; not attention_norm
 HOW_MANY_HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "heads", "nhead")
 NOT_NESTED = (
     "nn.TransformerEncoder ran without nested tensors: padded positions of its output, which they leave 0, hold numbers"
 )
-UNSEEN = "it ran, but made no attention that can be seen: none with a softmax over keys, or by a kernel unknown here"
+PYTHON_FORM = "nn.MultiheadAttention ran in its Python form, not in its inference kernel"
+ANOTHER_THREAD = "it ran in another thread than the one that watches"
+BACKWARD_THREADS = (
+    "activation checkpointing ran layers again in several threads at once, where edits do not reach all of them: "
+    "gradients are not those of the edited model"
+)
+MAY_LEAVE_A_KERNEL = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 class Hook:
@@ -85,15 +91,20 @@ class Hooks:
         module._forward_hooks_always_called[self.last] = True
 
 
+class Elsewhere(threading.local):
+    """How many modules are running in a thread that does not watch."""
+
+    depth = 0
+
+
 class Whereabouts:
     """Knows which module is running, and how often each has attended."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self.thread = threading.get_ident()
-        self.running: list[str] = []  # names of the modules whose forward is running, outermost first
-        self.inputs: list[tuple[nn.Module, Any, Any]] = []  # what each of them was given
-        self.times: dict[str, int] = {}  # fused calls of each module since the outermost forward began
+        self.frames = Frames(recording.account)
+        self.elsewhere = Elsewhere()
         self.hooks: dict[nn.Module, Hooks] = {}
         self.scripted: list[str] = []  # modules in TorchScript, a dot behind their names
         self.mode: FusedCalls | None = None
@@ -114,7 +125,8 @@ class Whereabouts:
             return
         name = plain_name(name)
 
-        begins = Hook(lambda module, inputs, named: self.begins(name, module, inputs, named))
+        looks = looks_like_attention(name, type(module))
+        begins = Hook(lambda module, inputs, named: self.begins(name, module, inputs, named, looks))
         ends = Hook(lambda module, inputs, output: self.ends(name, output))
         hooks = self.hooks[module] = Hooks(
             begins,
@@ -127,36 +139,61 @@ class Whereabouts:
         finally:
             hooks.take_from(module)
 
-    def begins(self, name: str, module: nn.Module, inputs: Any, named: Any) -> None:
-        """Know that the forward of `module` begins."""
-        if threading.get_ident() != self.thread:
-            self.meet(name, type(module), "it ran in another thread than watch()")
+    def begins(self, name: str, module: nn.Module, inputs: Any, named: Any, looks: bool) -> None:
+        """Know that the forward of `module` begins, which `looks` like attention or does not."""
+        if threading.get_ident() != self.thread and not self.follows_backward():
+            self.begins_elsewhere(name, module)
             return
-        if not self.running:
-            self.times.clear()
-            self.recording.n_forwards += 1
-            self.re_enter()
-        self.running.append(name)
-        self.inputs.append((module, inputs, named))
-        if isinstance(module, nn.TransformerEncoder) and in_nested_tensors(module, *inputs, **named):
-            self.recording.note(NOT_NESTED)
-        if name not in self.recording.ran:
-            self.meet(name, type(module), UNSEEN)
-            if name in self.recording.ran and self.mode is not None:
-                self.mode.trials.append(Trial(name, inputs, named))
+        if not self.frames.running:
+            self.starts()
+        self.frames.push(Frame(name, module, inputs, named, looks))
+        if isinstance(module, MAY_LEAVE_A_KERNEL):
+            self.note_kernels(module, inputs, named)
 
     def ends(self, name: str, output: Any = None) -> None:
-        """Know that it has ended, and where it cannot have been attention, forget that it was named like that."""
-        if threading.get_ident() == self.thread and name in self.running:
-            while self.running.pop() != name:  # a module that was left by an exception
-                pass
-            del self.inputs[len(self.running) :]
-            if self.mode is not None and self.mode.trials:
-                if any(trial.name == name and trial.cleared(output) for trial in self.mode.trials):
-                    del self.recording.ran[name]
-                self.mode.trials = [trial for trial in self.mode.trials if trial.name in self.running]
-            if not self.running:
+        """Know that it has ended."""
+        if threading.get_ident() != self.thread:
+            self.elsewhere.depth -= 1
+        elif any(frame.name == name for frame in reversed(self.frames.running)):
+            self.frames.pop(name, output)
+            if not self.frames.running:
                 self.again.close()
+
+    def starts(self) -> None:
+        """Know that a forward of the model begins, or that backward runs a part of it again."""
+        self.frames.calls.clear()
+        self.frames.again = torch._C._current_graph_task_id() != -1
+        if self.frames.again:
+            self.re_enter()
+            return
+        self.frames.forward = self.recording.n_forwards
+        self.recording.n_forwards += 1
+
+    def follows_backward(self) -> bool:
+        """Follow backward into another thread, where it runs for a GPU, for as long as it runs a layer again there."""
+        if not self.also_backward or self.frames.running or torch._C._current_graph_task_id() == -1:
+            return False
+        self.again.callback(setattr, self, "thread", self.thread)
+        self.thread = threading.get_ident()
+        return True
+
+    def begins_elsewhere(self, name: str, module: nn.Module) -> None:
+        """Name what runs in another thread; not each module inside it."""
+        self.elsewhere.depth += 1
+        if self.elsewhere.depth > 1:
+            return
+        if torch._C._current_graph_task_id() == -1:
+            self.recording.account.miss(name, type(module).__name__, ANOTHER_THREAD, None)
+        elif self.also_backward:
+            self.recording.note(BACKWARD_THREADS)
+
+    def note_kernels(self, module: nn.Module, inputs: Any, named: Any) -> None:
+        """Say where torch would have run another kernel, had nobody watched."""
+        if isinstance(module, nn.TransformerEncoder):
+            if in_nested_tensors(module, *inputs, **named):
+                self.recording.note(NOT_NESTED)
+        elif would_run(module, *inputs, **named):
+            self.recording.note(PYTHON_FORM)
 
     @contextlib.contextmanager
     def unhooked(self, module: nn.Module) -> Iterator[None]:
@@ -170,55 +207,37 @@ class Whereabouts:
             for one, hooks in hooked:
                 hooks.put_on(one)
 
-    def meet(self, name: str, kind: type[nn.Module], likely: str = UNSEEN) -> None:
-        """Remember a module that ran, if it looks like attention, and what to say should nothing be seen inside it."""
-        if (
-            issubclass(kind, nn.MultiheadAttention)
-            or LOOKS_LIKE_ATTENTION.search(kind.__name__)
-            or NAMED_LIKE_ATTENTION.search(name.rpartition(".")[2])
-        ):
-            self.recording.ran[name] = Ran(kind.__name__, likely)
-
     def re_enter(self) -> None:
         """Open the function mode for a layer that runs again during backward, where torch turns modes off."""
-        if not self.also_backward or self.mode is None or torch._C._current_graph_task_id() == -1:
+        if not self.also_backward or self.mode is None:
             return
         if self.mode not in torch.overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
             self.again.enter_context(self.mode)
 
     def refuse(self, reason: str) -> None:
         """Say why a call of the running module is not recorded."""
-        if self.running and torch._C._current_graph_task_id() == -1:
-            name = self.count()[1]
-            if self.recording.refused.get(self.running[-1]) != reason:  # a loop over heads is refused once
-                self.recording.refused[name] = reason
+        if self.frames.running and not self.frames.again:
+            self.count()
+            self.frames.refuse(reason)
 
     def split(self, n: int) -> tuple[int, int]:
         """Return how many texts and how many heads the running module has put on one axis, `n` long.
 
         By the number of heads that it says it has, where that leaves the texts it was given; else by those texts.
         """
-        module, inputs, named = self.inputs[-1] if self.inputs else (None, (), {})
-        given = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor) and x.ndim > 2), None)
+        frame = self.frames.running[-1] if self.frames.running else Frame("", None)
+        given = next((x for x in (*frame.inputs, *frame.named.values()) if isinstance(x, Tensor) and x.ndim > 2), None)
         if given is None:
             return 1, n
         for name in HOW_MANY_HEADS:
-            heads = getattr(module, name, None)
+            heads = getattr(frame.module, name, None)
             if isinstance(heads, int) and heads > 0 and n % heads == 0 and n // heads in given.shape[:2]:
                 return n // heads, heads
         return (given.shape[0], n // given.shape[0]) if n % given.shape[0] == 0 else (1, n)
 
-    def place(self, sighting: Sighting) -> tuple[int, str]:
-        """Return the number and the name of the layer that a sighting belongs to: the module that is running."""
-        if sighting.fast_path_lost:
-            self.recording.note("nn.MultiheadAttention ran in its Python form, not in its inference kernel")
-        return self.count()
-
     def count(self) -> tuple[int, str]:
         """Return the number and the name of the next call of the running module."""
-        name = self.running[-1]
-        nth = self.times[name] = self.times.get(name, 0) + 1
-        name = name if nth == 1 else f"{name}#{nth}"  # one module that attends more than once in a forward
+        name = self.frames.attend()
         return self.recording.index(name), name
 
 
@@ -234,7 +253,7 @@ def standing_beside(model: nn.Module, whereabouts: Whereabouts, report: Report) 
             if not is_leaf_of_torch(module) and module not in regions:
                 stack.enter_context(whereabouts.following(name, module))
         stack.enter_context(uncompiled(model, whereabouts.recording.note))
-        told = report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note
+        told = report, whereabouts.refuse, whereabouts.split, whereabouts.recording.note, whereabouts.frames.trials
         calls = FusedCalls(*told, gradients=whereabouts.also_backward)
         stack.enter_context(asked_of_interface(calls.through))
         stack.enter_context(flash_attention(calls.see_flash))
