@@ -90,7 +90,9 @@ class Account:
     def unseen(self, n_forwards: int) -> tuple[Unseen, ...]:
         """Return what was not seen, once for each module and reason, in the order in which the modules first ran."""
         found = []
-        for (name, reason), entry in sorted(self.missed.items(), key=lambda one: self.ran.get(one[0][0], len(self.ran))):
+        for (name, reason), entry in sorted(
+            self.missed.items(), key=lambda one: self.ran.get(one[0][0], len(self.ran))
+        ):
             only = max(entry.calls) if len(entry.calls) == 1 else 1
             name = f"{name}#{only}" if only > 1 else name
             found.append(Unseen(name, entry.kind, reason, entry.times, tuple(entry.forwards), n_forwards))
