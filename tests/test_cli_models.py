@@ -653,3 +653,34 @@ def test_what_is_derived_is_what_the_layer_gave_whatever_the_model(
             derivation["output"], outputs[reading.attention][reading.view.query], atol=1e-5, rtol=1e-5
         )
         torch.testing.assert_close(derivation["weights"], torch.tensor(reading.view.weights), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "options"),
+    [
+        ("see", "bert", []),
+        ("see", "pair", []),
+        ("see", "pair", ["--target"]),
+        ("derive", "gpt", []),
+        ("effect", "gpt", []),
+        ("profile", "bert", []),
+    ],
+    ids=["see", "see a source", "see a target", "derive", "effect", "profile"],
+)
+def test_a_token_that_the_weights_do_not_have_is_named(
+    verb: str, kind: str, options: list[str], call: Any, places: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(places[kind], tmp_path / kind)
+    kept = json.loads((folder / "tokenizer.json").read_text())
+    number = len(kept["model"]["vocab"])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    kept["added_tokens"].append({"id": number, "content": "<new>", **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(kept))
+    text = "the <new> fox"
+    argv = [text if not options else "the fox", "--model", folder, *options, *([text] if options else [])]
+    if verb == "profile":
+        (tmp_path / "texts.txt").write_text(text)
+        argv = [folder, tmp_path / "texts.txt", "--out", tmp_path / "profile"]
+    done = call(verb, *argv)
+    assert f"'<new>' is token {number} of the tokenizer, and the model knows {number} tokens" in done.err
+    assert done.code and not done.out

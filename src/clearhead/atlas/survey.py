@@ -59,7 +59,7 @@ def profile(
         if world.size > 1 and "-" in map(str, corpus):
             raise InputError("standard input is one stream, and every process has to read the whole corpus: give files")
         model = load(source).eval().to(world.device)
-        longest, tokenizer = _longest(model, name), Tokenizer.load(source)
+        longest, vocab_size, tokenizer = *_sizes(model, name), Tokenizer.load(source)
         state = State(out, world, {"model": _mark(source), "corpus": [_told(path) for path in corpus], "limit": limit})
         require_same(world.gather(state.identity))
         kept = state.read()
@@ -72,7 +72,7 @@ def profile(
                 if number < done or number % world.size != world.rank:
                     continue
                 for window in tokenizer.windows(text, longest):
-                    tokens = torch.tensor(window.ids, device=world.device)
+                    tokens = torch.tensor(window.require_known(vocab_size).ids, device=world.device)
                     with watch(model) as seen:
                         model(tokens[None])
                     tally.add(seen, tokens, [i for i, special in enumerate(window.special) if special and i])
@@ -124,8 +124,8 @@ def _write_parquet(path: Path, table: list[dict[str, Any]], facts: dict[str, Any
     beside.rename(path)
 
 
-def _longest(model: nn.Module, name: str) -> int:
-    """Return how many tokens the model reads at once; InputError where it does not read one text."""
+def _sizes(model: nn.Module, name: str) -> tuple[int, int]:
+    """Return how many tokens the model reads at once, and how many it knows; InputError unless it reads one text."""
     config = getattr(model, "config", None)
     longest = getattr(config, "max_len", None)
     if isinstance(model, EncoderDecoder) or any(isinstance(module, ViT) for module in model.modules()) or not longest:
@@ -133,7 +133,7 @@ def _longest(model: nn.Module, name: str) -> int:
             f"{name} is {a(type(model).__name__)}: a profile is of a model that reads one text, such as a BERT or a "
             f"GPT; from Python, clearhead.watch records the others"
         )
-    return int(longest)
+    return int(longest), int(getattr(config, "vocab_size", 0))
 
 
 def _mark(source: Path) -> str:

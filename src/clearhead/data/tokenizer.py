@@ -41,6 +41,16 @@ class Encoded:
     special: list[bool]  # put there by the tokenizer, [CLS] and the like, rather than written in the text
     truncated: int = 0  # how many pieces of the text `max_len` cut off its end
 
+    def require_known(self, vocab_size: int) -> "Encoded":
+        """Return this text; raises InputError where one of its tokens is none of a model's `vocab_size` tokens."""
+        for piece, token in zip(self.pieces, self.ids):
+            if token >= vocab_size:
+                raise InputError(
+                    f"{piece!r} is token {token:,} of the tokenizer, and the model knows {vocab_size:,} tokens, "
+                    f"counted from 0: the tokenizer is of another model, or was extended and the weights were not"
+                )
+        return self
+
 
 class Tokenizer:
     """A checkpoint's tokenizer: `load` it, `encode` with it, `save` it beside the weights."""

@@ -120,7 +120,8 @@ class TextReader(Reader):
         self.refuse_target(target)
         text = as_text(given)
         encoded, notes = cut(self.tokenizer, text, self.config.max_len)
-        return self.prepare_ids(encoded.ids, encoded.special, encoded.spans, notes=notes)
+        ids = encoded.require_known(self.config.vocab_size).ids
+        return self.prepare_ids(ids, encoded.special, encoded.spans, notes=notes)
 
     def prepare_ids(
         self,
@@ -189,11 +190,12 @@ class PairReader(Reader):
         text = as_text(given)
         config: EncoderDecoderConfig = self.pair.config
         source, notes = cut(self.tokenizer, text, config.max_source_len)
+        source.require_known(config.vocab_size)
         if target is None:
             written = list(self.write(source.ids))
         else:
             cut_target, more = cut(self.tokenizer, as_text(target, "--target"), config.max_target_len)
-            written, notes = cut_target.ids, (*notes, *more)
+            written, notes = cut_target.require_known(config.vocab_size).ids, (*notes, *more)
         return self.prepare_pair(source, written, notes)
 
     def prepare_pair(self, source: Encoded, written: Sequence[int], notes: tuple[str, ...] = ()) -> Prepared:
