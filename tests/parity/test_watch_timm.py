@@ -53,17 +53,6 @@ HAND = "attention by hand that cannot be told exactly: "
 OTHER = HAND + "its softmax was over something else than a product of queries and keys that could be followed"
 # How many layers were seen and which were not, with the reason.
 UNSEEN: dict[str, tuple[int, dict[str, str]]] = {
-    # heads are mixed between the scores and the softmax; its last two layers, of one token, are plain
-    "cait_xxs24_224": (2, {"blocks.0.attn": OTHER, "blocks.1.attn": OTHER}),
-    "efficientformerv2_s0": (
-        1,
-        {
-            f"stages.{stage}.blocks.{block}.token_mixer": HAND + "its scores went through conv2d"
-            for stage, block in ((2, 4), (2, 5), (3, 2), (3, 3))
-        },
-    ),
-    # a gate mixes the weights with others, of places
-    "convit_tiny": (1, {"blocks.0.attn": HAND + "its weights were changed between the softmax and the values"}),
     # a softmax over positions of the keys, or none: there are no weights of queries on keys
     "coat_lite_tiny": (
         0,
@@ -78,6 +67,17 @@ UNSEEN: dict[str, tuple[int, dict[str, str]]] = {
         },
     ),
     "poolformer_s12": (0, {}),
+}
+# Which layers are recorded with the model's own weights, and why.
+KEPT: dict[str, tuple[list[str], str]] = {
+    # heads are mixed before the softmax and after it
+    "cait_xxs24_224": (["blocks.0.attn", "blocks.1.attn"], "its scores went through permute"),
+    "efficientformerv2_s0": (
+        [f"stages.{stage}.blocks.{block}.token_mixer" for stage, block in ((2, 4), (2, 5), (3, 2), (3, 3))],
+        "its scores went through conv2d",
+    ),
+    # a gate mixes the weights with others, of places
+    "convit_tiny": (["blocks.0.attn"], "its weights were changed between the softmax and the values"),
 }
 NOT_DROPPED = {"vit_base_patch16_siglip_224": ["attn_pool"]}  # layers whose weights pass through no dropout
 
@@ -127,7 +127,10 @@ def test_every_layer_is_seen_unchanged(name: str, timm: ModuleType) -> None:
             module.attn_drop.register_forward_hook(lambda _, inputs, weights: went_by.append(weights))
     with torch.no_grad(), watch(model) as slow:
         model(pictures)
-    assert seen.notes == slow.notes == []
+    kept, why = KEPT.get(name, ([], ""))
+    assert [layer.name for layer in seen.layers if layer.weights_kept] == kept
+    assert [note.rpartition(": ")[2] for note in seen.notes] == ([why] if kept else [])
+    assert slow.notes == seen.notes
     assert len(slow.calls) == n_layers
     if went_by and not unseen:
         assert_shows(seen, went_by, NOT_DROPPED.get(name, []))

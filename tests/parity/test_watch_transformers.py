@@ -339,6 +339,9 @@ def test_an_attention_function_of_ones_own_is_seen_by_what_it_calls() -> None:
     finally:
         del transformers.AttentionInterface._global_mapping["mine"]
         del transformers.AttentionMaskInterface._global_mapping["mine"]
-    # tril() is no step that scores can be followed through: refused, by name and with the reason
-    assert [unseen.name for unseen in seen.unseen] == ["layers.0.self_attn", "layers.1.self_attn"]
-    assert seen.unseen[0].reason == "attention by hand that cannot be told exactly: its scores went through tril"
+    # tril() is no step that scores can be followed through: its own weights are kept
+    assert [(layer.name, layer.weights_kept) for layer in seen.layers] == [
+        ("layers.0.self_attn", True),
+        ("layers.1.self_attn", True),
+    ]
+    assert len(seen.notes) == 1 and seen.notes[0].endswith("its scores went through tril")

@@ -7,6 +7,9 @@ With these, any single weight is one formula away, and no query x key table is e
 Two things some models add: a softcap c, which makes c tanh(scale * q_i . k_j / c) of every product (Gemma 2, 2024), and
 sinks, one more score a head that takes weight to no key, so that a row sums to less than 1 (gpt-oss, 2025).
 
+Where a model writes its attention by hand in a way that this formula cannot say, the weights themselves are kept
+(`weights`); the call then has queries and keys of no channels, and the formula is not used.
+
 It is how the backward pass of flash attention recovers the weights that its forward pass never stored
 (Dao et al. 2022, algorithm 4). Next: `maps/formula.py` asks for tiles of it.
 """
@@ -36,6 +39,8 @@ class Call:
     gradient: of what was run backwards, by the call's output; where `watch(gradients=True)` kept it.
     n_asked:  how many queries the call had, kept or not; `rule.rows` says which are kept, where not all are.
     forward:  the number of the forward pass that made the call.
+    weights:  the model's own weights, kept where they cannot be computed from `q` and `k`; else None. `rule` then says
+              what the model's mask hides, or which weights are not 0; the weights do not depend on it.
     """
 
     q: Float[Tensor, "batch kept query d_head"]
@@ -55,6 +60,7 @@ class Call:
     gradient: Float[Tensor, "batch kept query d_value"] | None = None
     n_asked: int | None = None  # None: all are kept
     forward: int = 0
+    weights: Float[Tensor, "batch kept query key"] | None = None
     normalisers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)  # by text, once asked for
 
     @property

@@ -35,6 +35,11 @@ NO_GRADIENT = (
     "gradients=True keeps none of a layer whose output required no gradient when it ran: in torch.no_grad(), behind "
     "frozen weights, or in torch.utils.checkpoint(use_reentrant=True), where use_reentrant=False keeps them"
 )
+KEPT = "the model's own weights were kept, a number for every link, where queries and keys do not tell them"
+NOT_NUMBERS = (
+    "the model's own softmax gave rows that are not numbers, for queries with no key to look at: they are NaN in maps, "
+    "and left out of overviews and statistics"
+)
 
 
 @contextlib.contextmanager
@@ -135,6 +140,10 @@ class Recorder(Whereabouts):
             return
         if call.q.dtype != dtype_in_kernel(sighting.q):
             self.recording.note(f"queries and keys were kept in {call.q.dtype}: maps are of that precision")
+        if sighting.weights is not None:
+            self.recording.note(f"{KEPT}: {sighting.because}")
+            if bool(sighting.weights.isnan().any()):
+                self.recording.note(NOT_NUMBERS)
         call.forward = self.recording.n_forwards - 1
         self.recording.calls.setdefault(index, []).append(call)
         own, lay = sighting.gave or (sighting.out, four)
@@ -164,7 +173,7 @@ class Recorder(Whereabouts):
         """Return the call with the model's own tensors: good while the call lasts."""
         q, k, lse = four(sighting.q), four(sighting.k), sighting.lse
         batch, n_heads = max(q.shape[0], k.shape[0]), max(q.shape[1], k.shape[1])
-        if k.shape[1] > 1 and k.stride(1) == 0:
+        if k.shape[1] > 1 and k.stride(1) == 0 and sighting.weights is None:
             k = k[:, :1]  # one head, shown to all
         q, k = q.expand(batch, n_heads, -1, -1), k.expand(batch, -1, -1, -1)
         n_queries, n_kv_heads, n_keys = q.shape[2], k.shape[1], k.shape[2]
@@ -193,6 +202,7 @@ class Recorder(Whereabouts):
             v=v,
             softcap=sighting.softcap,
             sinks=sinks,
+            weights=None if sighting.weights is None else four(sighting.weights)[:, which],
         )
 
     def values_of(
@@ -211,6 +221,8 @@ class Recorder(Whereabouts):
         """Return the call's rule, the very object of another layer that was given the same mask."""
         if sighting.rule is not None:
             return sighting.rule
+        if sighting.weights is not None:
+            return self.masks.shared(recognise(visible(sighting.weights, sighting.mask), False, shape))
         if sighting.mask is None:
             return recognise(None, sighting.is_causal, shape)
         self.masks.during(self.recording.n_forwards)
@@ -221,6 +233,14 @@ class Recorder(Whereabouts):
 def four(x: Tensor) -> Tensor:
     """Return `x` as (batch, heads, time, d_head): of three axes the first are heads, of five the first two texts."""
     return x.flatten(0, -4) if x.ndim > 4 else x[(None,) * (4 - x.ndim)]
+
+
+@torch.no_grad()
+def visible(weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Return which keys the queries of kept weights may look at: what the mask says, if it is known, or not 0."""
+    if mask is None:
+        return four(weights).nan_to_num(0) != 0
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def asked(want: int | str, index: int, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""flex_attention is seen with its mask, whatever function that is; scores changed by a function are refused by name."""
+"""flex_attention is seen with its mask, whatever function that is; weights of scores changed by a function are kept."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from clearhead.seeing import watch
+from clearhead.seeing import edit, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's: flex_attention is slow where it is not compiled
 
@@ -58,15 +58,36 @@ def test_calls_are_seen_with_their_masks(mask: Callable[..., Tensor] | None) -> 
     assert seen.map(0, 3, batch=1) == pytest.approx(scores.softmax(-1)[1, 3], abs=1e-6)
 
 
-def test_a_function_of_scores_is_refused_by_name() -> None:
-    q = torch.randn(1, 2, 5, 16)
-    model = nn.Sequential()
-    model.attention = Flex(score_mod=lambda score, b, h, i, j: score * score)
-    with watch(model) as seen:
-        model.attention(q, q, q)
-    assert [(one.name, one.reason) for one in seen.unseen] == [
-        ("attention", "flex_attention that cannot be told exactly: its scores go through a score_mod of its own")
-    ]
+SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+
+
+def squared_and_sloped(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    return score * score - SLOPES[h] * (i - j).abs()
+
+
+def test_the_weights_of_scores_that_go_through_a_function_are_kept() -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    q, k, v = torch.randn(2, 4, 9, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 16)
+    block_mask = create_block_mask(attends, None, None, 9, 9, device="cpu")
+    model = Flex(score_mod=squared_and_sloped, block_mask=block_mask)
+    with torch.no_grad():
+        blind = model(q, k, v)
+        with watch(model, values=True) as seen:
+            assert torch.equal(model(q, k, v), blind)
+    at = torch.arange(9)
+    scores = (q @ k.repeat_interleave(2, 1).mT / 4).square() - SLOPES[:, None, None] * (at[:, None] - at).abs()
+    expected = scores.masked_fill(~attends(at, at, at[:, None], at), -torch.inf).softmax(-1)
+    assert seen.unseen == () and seen.notes[0].endswith("its scores go through a score_mod of its own")
+    assert seen.layers[0].weights_kept and (seen.layers[0].n_heads, seen.layers[0].n_kv_heads) == (4, 2)
+    assert (seen.call(0).rule.reach, seen.call(0).rule.since) == (0, -3)
+    torch.testing.assert_close(seen.to_dense(0), expected)
+    torch.testing.assert_close(seen.map(0, 3, of="values"), expected[0, 3] * v[0, 1].norm(dim=-1))
+    with torch.no_grad(), edit(model) as change:
+        change.cut(0, 3, query=4, key=4)
+        edited = model(q, k, v)
+    row = expected[0, 3, 4].index_fill(0, torch.tensor(4), 0)
+    torch.testing.assert_close(edited[0, 3, 4], row / row.sum() @ v[0, 1])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])

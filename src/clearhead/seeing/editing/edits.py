@@ -169,6 +169,9 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
     rows: Sequence[int] = (
         range(call.n_queries) if patterns else sorted({row for cut in cuts for row in site.cut_rows(cut)})
     )
+    given = patterns[-1].to(out.device).expand(len(heads), -1, -1) if patterns else None
+    if given is None and call.weights is not None:
+        given = call.weights[text, heads]
     v = site.values(text, heads)
     kinds = {cut.renormalise for cut in cuts}
     if len(kinds) == 1 and not patterns and not site.wants_gradient and call.lse is not None:
@@ -176,8 +179,8 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
     every = torch.arange(call.n_keys, device=out.device)
     for some in _pieces(rows, len(heads) * call.n_keys, out.device):
         closed = _gone([cut for cut in cuts if cut.renormalise], site, some)
-        if patterns:
-            weights = patterns[-1].to(v)[some].expand(len(heads), -1, -1)
+        if given is not None:
+            weights = given[:, some].to(v)
             left = weights.masked_fill(closed, 0)
             scale = weights.sum(-1, keepdim=True) / left.sum(-1, keepdim=True)
             weights = torch.where(closed.any(-1, keepdim=True), left * scale.nan_to_num(0, 0, 0), weights)

@@ -27,7 +27,12 @@ def scores(
     rows: Int[Tensor, " rows"],
     cols: Int[Tensor, " cols"],
 ) -> Float[Tensor, "heads rows cols"]:
-    """Return `scale * q . k + bias` of one text's tile, -inf where one may not look; `heads` are rows of `call.q`."""
+    """Return `scale * q . k + bias` of one text's tile, -inf where one may not look; `heads` are rows of `call.q`.
+
+    Of kept weights these are their logarithms, which differ from the model's scores by one number a row.
+    """
+    if call.weights is not None:
+        return weights(call, batch, heads, rows, cols).log()
     kv = torch.tensor(call.kv_of, device=heads.device)[heads]
     q = call.q[batch].index_select(0, heads).index_select(1, rows).to(call.exact)
     k = call.k[batch].index_select(0, kv).index_select(1, cols).to(call.exact)
@@ -49,8 +54,10 @@ def weights(
 ) -> Float[Tensor, "heads rows cols"]:
     """Return the exact weights of one text's tile; a row that may look nowhere is all zeros.
 
-    A row sums to 1 over all keys, to less where the head has a sink.
+    A row sums to 1 over all keys, to less where the head has a sink. Kept weights are returned as the model had them.
     """
+    if call.weights is not None:
+        return call.weights[batch][heads[:, None, None], rows[:, None], cols].to(call.exact)
     peak, rest = normaliser(call, batch)
     tile = scores(call, batch, heads, rows, cols)
     return tile.sub_(peak[heads][:, rows, None]).sub_(rest[heads][:, rows, None]).exp_()
@@ -64,7 +71,10 @@ def normaliser(call: Call, batch: int) -> tuple[Float[Tensor, "heads query"], Fl
     to it, which some models do to padding, has a log-sum-exp in which `rest` would drown.
     """
     if batch not in call.normalisers:
-        found = None if call.lse is None else _one_number(call.lse[batch].to(call.exact))
+        lse = call.lse
+        if call.weights is not None:  # which are what they are: nothing is left to divide by
+            lse = call.q.new_zeros(call.q.shape[:3])
+        found = None if lse is None else _one_number(lse[batch].to(call.exact))
         if found is None:
             found = _swept(call, batch)
         if found is None:
@@ -176,6 +186,8 @@ def pairs(
 
 @torch.no_grad()
 def _pairs(call: Call, batch: int, heads: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    if call.weights is not None:
+        return call.weights[batch, heads[:, None], rows, cols].to(call.exact)
     peak, rest = normaliser(call, batch)
     kv, numbers = (torch.tensor(of, device=heads.device)[heads] for of in (call.kv_of, call.heads))
     q = call.q[batch, heads[:, None], rows].to(call.exact)
@@ -192,7 +204,7 @@ def window(call: Call, batch: int, head: int, rows: slice, cols: slice) -> Float
     """Return what `weights` does for one head and positions in one stretch, with fewer and smaller steps."""
     peak, rest = normaliser(call, batch)
     places = (torch.arange(s.start, s.stop, device=call.q.device) for s in (rows, cols))
-    if call.softcap is not None or in_parts(rest):
+    if call.softcap is not None or call.weights is not None or in_parts(rest):
         return weights(call, batch, torch.tensor([head], device=call.q.device), *places)[0]
     q, k = call.q[batch, head, rows].to(call.exact), call.k[batch, call.kv_of[head], cols].to(call.exact)
     with full_precision():

@@ -138,7 +138,9 @@ def _in_one_pass(
 ) -> Tensor | None:
     """Return what `kernels.py` finds, or None where it does not apply: not on a GPU, tables, very wide heads."""
     size, rule = (len(row_cuts) - 1, len(col_cuts) - 1), call.rule
-    plain = rule.rows is None and rule.spans is None and rule.bias is None and call.softcap is None
+    plain = (
+        rule.rows is None and rule.spans is None and rule.bias is None and call.softcap is None and call.weights is None
+    )
     if not _on_a_gpu(call) or not plain or part.gradient or sight.tabled(call) or call.q.dtype == torch.float64:
         return None
     if call.q.shape[-1] * call.q.element_size() > WIDEST:

@@ -169,6 +169,11 @@ class _Weights:
         else:
             self.products.logarithms(rows, cols, logs)
         torch.exp2(logs, out=weights)
+        if self.call.weights is not None:  # the formula gave 1, times what weights are multiplied by
+            kept = self.call.weights[self.batch, :, rows, cols].index_select(0, self.index).to(weights.dtype)
+            weights.mul_(kept)
+            if more:  # where the model's softmax gave no number, none is added to any sum
+                logs.add_(kept.abs().log2()).nan_to_num_(nan=NEVER, neginf=NEVER)
         self.products.hide(weights, band, cols, 0.0)
         if self.by_weight is not None:
             weights.mul_(self.by_weight.tile(rows, cols))

@@ -89,10 +89,12 @@ def _of_call(call: Call, kept: list[int], batch: int, n_rows: int, n_keys: int, 
     """Return the bytes of one call's tensors; `kept` has the row of keys of every head that is kept."""
     found = 0
     for name, tensor in call.tensors.items():
-        size = dtype.itemsize if dtype is not None and name in ("q", *PER_KEY) else tensor.element_size()
+        size = dtype.itemsize if dtype is not None and name in ("q", "weights", *PER_KEY) else tensor.element_size()
         if name in PER_KEY:
             n_heads = len(set(kept)) if tensor.shape[1] == call.k.shape[1] else len(kept)
             found += batch * n_heads * n_keys * tensor.shape[3] * size
+        elif name == "weights":
+            found += batch * len(kept) * n_rows * n_keys * size
         else:
             found += batch * len(kept) * n_rows * (tensor.shape[3] if tensor.ndim == 4 else 1) * size
     return found

@@ -23,7 +23,7 @@ from clearhead.seeing.call import Call
 from clearhead.seeing.recordings.memory import ADVICE, NoRoom, Place, in_words
 from clearhead.seeing.rule import Rule
 
-PER_QUERY = ("q", "lse", "sinks", "out")  # fields of a call with a row for every query
+PER_QUERY = ("q", "lse", "sinks", "out", "weights")  # fields of a call with a row for every query
 PER_KEY = ("k", "v")  # and for every key
 LOOK_AGAIN = 2**26  # bytes copied before the room that is left is measured again
 
@@ -122,6 +122,8 @@ class Keeper:
         if name == "lse" and type(self.place) is Place:
             return table
         kind = dtype if name == "q" else table.dtype
+        if name == "weights" and self.dtype is not None:
+            kind = self.dtype
         self._ask(table.numel() * kind.itemsize, table.device)
         return self.place.bring(table, kind)
 

@@ -39,6 +39,7 @@ class Layer:
     n_keys: int
     dtype: torch.dtype
     nbytes: int  # of all its calls
+    weights_kept: bool  # the model's own, a number for every link, where queries and keys do not tell them
     n_rows: int  # queries of which something can be asked: all, where `watch` was not given rows=
 
 
@@ -236,6 +237,7 @@ class Recording(Summaries):
             n_keys=last.n_keys,
             dtype=last.q.dtype,
             nbytes=taken(calls),
+            weights_kept=last.weights is not None,
             n_rows=last.n_queries,
         )
 

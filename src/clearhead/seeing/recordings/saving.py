@@ -213,5 +213,7 @@ def _check(call: Call) -> None:
     tables = [t for t in (rule.spans, rule.allowed, rule.packed, rule.bias) if t is not None]
     if rows != q[2] or call.n_all < rows or any(table.ndim != 4 or table.shape[2] not in (1, rows) for table in tables):
         raise ValueError(f"{rows} rows are named or ruled, of {call.n_all}, and {q[2]} are there")
+    if call.weights is not None and call.weights.shape != (*q[:3], k[2]):
+        raise ValueError(f"weights {list(call.weights.shape)} are not those of {q[2]} queries and {k[2]} keys")
     if call.v is not None and (call.v.ndim != 4 or (call.v.shape[0], call.v.shape[2]) != (k[0], k[2])):
         raise ValueError(f"values {list(call.v.shape)} and keys {list(k)} are not of one call")

@@ -6,10 +6,12 @@ values, it was attention, and is reported as any other call: the queries and key
 that was put together on the way (`scores.py`). Keys may come before queries, products may be multiplied and summed, a
 softmax may be an exponential and its sum.
 
-Exact or nothing: at the softmax some rows are computed again from what is to be reported and compared with the rows
-the model got. Where they differ, or where something was done to the scores that `steps.py` has no rule for, the call is
-refused, with that as the reason. So is what met values by a softmax over anything else. Next: `interface.py`,
-transformers' own site.
+At the softmax some rows are computed again from what is to be reported and compared with the rows that the model got.
+Where they differ, where something was done to the scores that `steps.py` has no rule for, or where the weights were
+changed after the softmax, the weights that multiplied the values are reported instead, as the model had them.
+
+Refused, with the reason, is what is no table of weights of queries on keys: a mean over heads, some of the rows, a
+band, or a softmax over anything else than a product of two tensors. Next: `interface.py`, transformers' own site.
 """
 
 import weakref
@@ -19,17 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clearhead.seeing.sites.einsum import mixes, values_of
+from clearhead.seeing.sites.einsum import mixes
 from clearhead.seeing.sites.found import Found
-from clearhead.seeing.sites.scores import CannotFollow, Scores, differs, version
+from clearhead.seeing.sites.scores import CannotFollow, Scores, differs, numel, version
 from clearhead.seeing.sites.steps import (
     UNKNOWN,
     Exponent,
     Pairs,
-    Spread,
     State,
-    Turned,
-    Weights,
     axis,
     begin,
     changed,
@@ -38,14 +37,14 @@ from clearhead.seeing.sites.steps import (
     operands,
     pairs_of,
     parts,
-    passed_on,
     spoiled,
-    spread,
     summed_over,
 )
-from clearhead.seeing.sites.vocabulary import WHAT, as_written, turns
+from clearhead.seeing.sites.vocabulary import WHAT, as_written, mixes_no_axes
+from clearhead.seeing.sites.weights import Met, Spread, Turned, Weights, as_it_is, met, passed_on
 
-Met = tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+OVERWRITTEN = "its queries, keys or masks were overwritten before its weights met the values"
+TURNED = "its weights met the values on the side of their queries"
 
 
 class ByHand:
@@ -67,10 +66,9 @@ class ByHand:
         """Run one of torch's functions, and know what its result is made of."""
         called = as_written(func)
         what = WHAT.get(called)
-        if (what is None and not self.known) or torch.compiler.is_compiling():
+        if (what is None and not self.known) or what == "like" or torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        given = [self.still(x) for x in flat(args, kwargs)] if self.known else []
-        state = next((s for s in given if s is not None), None)
+        state = self.of(what, flat(args, kwargs)) if self.known else None
         pairs = pairs_of(args) if state is None and what == "times" else None
         if state is None and what not in ("product", "softmax") and pairs is None:
             return func(*args, **kwargs)
@@ -95,10 +93,15 @@ class ByHand:
         if what == "product" and isinstance(state, Exponent):
             state = self.never_divided(state, flat(args, kwargs))
         if what == "product" and isinstance(state, Weights | Turned):
-            return self.arrived(func, operands(args, kwargs), state, out)
+            weights = state.weights if isinstance(state, Turned) else state
+            product = begin(func, args, kwargs, out) if weights.told or weights.scores.named else None
+            out = self.arrived(func, operands(args, kwargs), state, out)
+            if product is not None:  # weights that were told, or are of no attention, are a tensor like another
+                self.keep(out, product)
+            return out
         if what == "sum" and isinstance(state, Spread):
-            met = (state.v, _as_it_is, _as_it_is)
-            return self.tell(state.weights, met, out) if summed_over(-2, args, kwargs, out) else out
+            whole = Met(state.own, state.v, as_it_is, as_it_is)
+            return self.tell(state.weights, whole, out) if summed_over(-2, args, kwargs, out) else out
         if isinstance(out, (tuple, list)):
             for part, known in parts(state, out):
                 self.keep(part, known)
@@ -108,7 +111,7 @@ class ByHand:
         try:
             after = self.step(func, what, args, kwargs, state, made)
         except (CannotFollow, RuntimeError, TypeError, ValueError, IndexError) as error:
-            after = _broken(state, func, made, error)
+            after = _broken(state, func, what, made, error)
         if after is not None:
             self.keep(made, after)
         return out
@@ -128,43 +131,49 @@ class ByHand:
             return self.state(x) is state
 
         if isinstance(state, Weights | Turned | Spread):
-            return _on_its_way(func, what, args, kwargs, state, out, is_it)
+            return passed_on(func, what, args, kwargs, state, out, is_it)
         if isinstance(state, Pairs):
             summed = what == "sum" and summed_over(-1, args, kwargs, out)
             return Scores.product(state.q, state.k, out) if summed else None
         if isinstance(state, Exponent):
             return self.divided(what, args, state, out)
         if what == "softmax":
-            return self.softmax(state, axis(args, kwargs, out), out)
-        if state is None:
-            return begin(func, args, kwargs, out)
+            return self.normalized(state, axis(args, kwargs, out), out)
+        product = begin(func, args, kwargs, out) if what == "product" else None
+        if state is None or product is not None:
+            return product
         if what == "exp":
             return Exponent(state)
         if what == "drawn":
-            return Weights(state.failed(f"its weights came of {_name(func)}"))
+            return Weights(state.failed(f"its weights came of {_name(func)}").emptied(), out.shape[-1])
         if state.broken is not None:
-            return state if out.shape[-2:] == (state.n_queries, state.n_columns) else None
+            return state if state.may_be(out, mixes_no_axes(func, what)) else None
         if what is None:
             raise CannotFollow(f"its scores went through {_name(func)}")
         return changed(what, args, kwargs, state, out, is_it)
 
-    def softmax(self, scores: Scores | None, dim: int | None, out: Tensor) -> Weights | Turned | None:
-        """Check the scores against the weights that the model got of them; where no scores are known, know why."""
-        if scores is not None and dim in (-1, -2):
-            return self.normalised(scores, dim, out)
-        if scores is not None:
-            return Weights(scores.failed("its softmax was over neither its keys nor its queries"))
-        weights = Weights(Scores.unknown(out.mT if dim == -2 else out, UNKNOWN))
-        return Turned(weights) if dim == -2 else weights
+    def normalized(self, scores: Scores | None, dim: int | None, out: Tensor) -> Weights | Turned:
+        """Return what a softmax over axis `dim` made of scores; those of keys and queries where `dim` is -2.
 
-    def normalised(self, scores: Scores, dim: int, out: Tensor) -> Weights | Turned:
-        """Check scores, those of keys and queries where `dim` is -2, against what should be their softmax."""
-        try:
-            scores = (scores.turned() if dim == -2 else scores).tidied()
-            reason = differs(scores, out.mT if dim == -2 else out)
-        except (CannotFollow, RuntimeError) as error:
-            reason = str(error)
-        weights = Weights(scores if reason is None else scores.failed(reason), versions=scores.made_of())
+        Scores that could be followed are checked against `out`, which should be their softmax.
+        """
+        own, mask, reason = (out.mT if dim == -2 else out), None, None
+        if scores is not None and dim not in (-1, -2):
+            scores = scores.failed("its softmax was over neither its keys nor its queries")
+        if scores is not None and dim == -2:
+            scores = scores.turned()
+        if scores is None or not scores.in_order(own):
+            scores = Scores.unknown(own, UNKNOWN)
+        if scores.broken is None:
+            try:
+                scores = scores.tidied()
+                reason = differs(scores, own)
+                mask = None if reason is None else scores.mask()
+            except (CannotFollow, RuntimeError) as error:
+                reason = str(error)
+        if reason is not None or scores.broken is not None:
+            scores = scores.failed(reason or "").emptied(tuple(own.shape[:-2]))
+        weights = Weights(scores, own.shape[-1], mask, versions=scores.made_of())
         return Turned(weights) if dim == -2 else weights
 
     def divided(self, what: str | None, args: Sequence[Any], state: Exponent, out: Tensor) -> State | None:
@@ -173,17 +182,18 @@ class ByHand:
             return state
         by = args[1] if len(args) > 1 and self.state(args[0]) is state else None
         if what in ("times", "over") and isinstance(by, Tensor) and by.ndim == out.ndim and 1 in by.shape[-2:]:
-            return self.normalised(state.scores, -1 if by.shape[-1] == 1 else -2, out)
-        if out.shape[-2:] != (state.scores.n_queries, state.scores.n_columns):
+            return self.normalized(state.scores, -1 if by.shape[-1] == 1 else -2, out)
+        if not state.scores.in_order(out):
             return None
         return Exponent(state.scores.failed("the exponentials of its scores were changed before their sum was taken"))
 
-    def never_divided(self, state: Exponent, given: Sequence[Any]) -> Weights | Turned:
+    def never_divided(self, state: Exponent, given: Sequence[Any]) -> Weights:
         """Return what the exponential of scores is that meets the values: weights, if the scores were log-softmaxed."""
         w = next(x for x in given if self.state(x) is state)
-        weights = self.normalised(state.scores, -1, w)
-        if isinstance(weights, Weights) and weights.scores.broken is not None:
-            weights = Weights(state.scores.failed("its weights met the values before they were divided by their sum"))
+        weights = self.normalized(state.scores, -1, w)
+        if not isinstance(weights, Weights) or weights.scores.broken is not None:
+            undivided = "its weights met the values before they were divided by their sum"
+            weights = Weights(state.scores.failed(undivided, named=True).emptied(), w.shape[-1])
         self.keep(w, weights)
         return weights
 
@@ -191,63 +201,66 @@ class ByHand:
         """Weights have met the values, or something else; return the output to go on with."""
         weights = state.weights if isinstance(state, Turned) else state
         given = [x for x in flat(args, {}) if isinstance(x, Tensor)]
+        others = any(self.state(x) is None and not fixed(x) for x in given)
         pair = all(x.ndim > 2 and not fixed(x) for x in given)  # not tokens x classes, nor something learned
-        if weights.edited and any(self.state(x) is None and not fixed(x) for x in given):
+        if weights.edited and others:
             self.note("weights of attention by hand met something after their values: an edit changes the first alone")
         if weights.told or (weights.scores.broken == UNKNOWN and not pair):
             return out
         try:
-            met = self.met(func, args, state)
+            found = met(func, args, state, out, lambda x: self.state(x) is state)
         except (IndexError, RuntimeError, ValueError):  # operands by name, or axes unlike any known
-            met = None
-        if met is not None:
-            return self.tell(weights, met, out)
-        size = (weights.scores.n_queries, weights.scores.n_keys)
+            found = None
+        if found is not None:
+            return self.tell(weights, found, out)
         by_letters = func is torch.einsum and isinstance(args[0], str)
-        if mixes(args, lambda x: self.state(x) is state) if by_letters else tuple(out.shape[-2:]) in (size, size[::-1]):
-            mixed = weights.scores.failed("its weights were mixed with each other before they met the values")
-            self.keep(out, Weights(mixed))
-        elif any(self.state(x) is None and not fixed(x) for x in given):
+        mixed = mixes(args, lambda x: self.state(x) is state) if by_letters else weights.may_be(out, known=False)
+        if mixed and not weights.scores.named:
+            self.keep(out, weights.changed("its weights were mixed with each other before they met the values"))
+        elif others:
             self.refuse(weights, "its weights met something that is not the values of its keys alone")
         return out
 
     def tell(self, weights: Weights, met: Met, out: Tensor) -> Tensor:
         """Tell, once, of weights that met the values; return the output to go on with."""
-        v, lay, back = met
-        scores, laid = weights.scores, lay(out)
+        scores, own, v, laid = weights.scores, met.own, met.v, met.lay(out)
         if weights.told:
             return out
-        whole = (laid.shape[:-2].numel(), laid.shape[-2], v.shape[-2])
-        if scores.sinks and v.shape[-2] != scores.n_keys:
+        size = (scores.n_queries, scores.n_keys)[:: 1 if met.proper else -1]
+        lead = own.shape[:-2].numel()
+        whole = own.shape[-2:] == size and v.shape[-2] == size[1]
+        if scores.named:
+            self.refuse(weights, UNKNOWN)
+        elif weights.n_columns > scores.n_keys and v.shape[-2] != scores.n_keys:
             self.refuse(weights, "columns were appended to its scores, and their weights used")
-        elif whole != (torch.Size(scores.lead).numel(), scores.n_queries, scores.n_keys):
+        elif not (whole and laid.shape[:-2].numel() == lead >= numel(scores.lead)):
             self.refuse(weights, "only some of its weights met these values, or the same met several")
-        elif scores.broken is None and scores.made_of() != weights.versions:
-            self.refuse(weights, "its queries, keys or masks were overwritten before its weights met the values")
-        elif scores.broken is not None:
-            self.refuse(weights, scores.broken)
         else:
-            weights.told, weights.scores = True, scores.emptied()  # the model may return its weights: they hold nothing
-            edited = self.found(Found(scores, weights.dropout, v, out, lay))
+            exact = weights.proved(own) if met.proper else None
+            if exact is not None:
+                found = Found(exact, weights.dropout, v, out, met.lay)
+            else:
+                kept, reason = weights.undropped(met), scores.broken or (OVERWRITTEN if met.proper else TURNED)
+                mask = weights.mask if met.proper and tuple(own.shape[:-2]) == scores.lead else None
+                found = Found(Scores.unknown(kept, reason), weights.dropout, v, out, met.lay, kept, mask)
+            _let_go(weights)
+            edited = self.found(found)
             weights.edited = edited is not None
-            return out if edited is None else back(edited)
+            return out if edited is None else met.back(edited)
         return out
 
     def refuse(self, weights: Weights, reason: str) -> None:
-        """Say, once, why weights that met values cannot be told."""
-        weights.told, weights.scores = True, weights.scores.failed(reason).emptied()
-        self.lost(f"attention by hand that cannot be told exactly: {weights.scores.broken}")
+        """Say, once, why weights that met values cannot be told: what is known of their scores, or `reason`."""
+        reason = (weights.scores.broken if weights.scores.named else None) or reason
+        _let_go(weights)
+        self.lost(f"attention by hand that cannot be told exactly: {reason}")
 
-    def met(self, func: Callable[..., Any], args: Sequence[Any], state: Weights | Turned) -> Met | None:
-        """Return values, how an output is laid out as (*lead, time, d), and the way back; None where weights did not
-        multiply values."""
-        turned = isinstance(state, Turned)
-        if func is torch.einsum:
-            return values_of(args, lambda x: self.state(x) is state, turned)
-        w, v = reversed(args) if turned else args
-        if self.state(w) is not state or not isinstance(v, Tensor) or v.ndim < 2:
-            return None  # weights on the wrong side of values, as in a product of weights with weights
-        return (v.mT, _turned, _turned) if turned else (v, _as_it_is, _as_it_is)
+    def of(self, what: str | None, given: Sequence[Any]) -> State | None:
+        """Return what a function was given that is known, attention before all else that a softmax weighs."""
+        if what in ("shape", "cast"):
+            given = given[:1]  # the others lend their shape or dtype alone
+        states = [state for state in map(self.still, given) if state is not None]
+        return next((state for state in states if not _is_named(state)), states[0] if states else None)
 
     def state(self, x: Any) -> State | None:
         """Return what is known of `x`."""
@@ -272,41 +285,27 @@ class ByHand:
         known[key] = (weakref.ref(x, forget), state, version(x))
 
 
-def _on_its_way(
-    func: Callable[..., Any],
-    what: str | None,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    state: Weights | Turned | Spread,
-    out: Tensor,
-    is_it: Callable[[Any], bool],
-) -> State | None:
-    """Return what weights are after a function that was no product."""
-    if isinstance(state, Spread):
-        return None
-    if turns(func, args, out):
-        return Turned(state) if isinstance(state, Weights) else state.weights
-    if isinstance(state, Weights):
-        apart = spread(args, state, out, is_it) if what == "times" else None
-        return apart or passed_on(what, args, kwargs, state, out)
-    passed = passed_on(what, args, kwargs, state.weights, out.mT)
-    return state if passed is state.weights else None if passed is None else Turned(passed)
-
-
-def _broken(state: State | None, func: Callable[..., Any], out: Tensor, error: Exception) -> Scores | None:
-    """Return what to know of scores that cannot be followed further: why."""
-    if not isinstance(state, Scores) or out.shape[-2:] != (state.n_queries, state.n_columns):
+def _broken(
+    state: State | None, func: Callable[..., Any], what: str | None, out: Tensor, error: Exception
+) -> Scores | None:
+    """Return what to know of scores that cannot be followed exactly any further: why."""
+    if not isinstance(state, Scores) or not state.may_be(out, mixes_no_axes(func, what)):
         return None
     reason = str(error) if isinstance(error, CannotFollow) else f"its scores went through {_name(func)}: {error}"
     return state.failed(reason)
 
 
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
+def _let_go(weights: Weights) -> None:
+    """Hold no tensor of weights that were told or refused: the model may return them, and they live on."""
+    weights.told, weights.scores = True, weights.scores.emptied()
+    weights.dropped = weights.before = weights.mask = None
 
 
-def _turned(x: Tensor) -> Tensor:
-    return x.mT
+def _is_named(state: State) -> bool:
+    """Say whether what becomes of scores or weights is at best named."""
+    while isinstance(state, Exponent | Weights | Turned | Spread):
+        state = state.weights if isinstance(state, Turned | Spread) else state.scores
+    return isinstance(state, Scores) and state.named
 
 
 def _name(func: Callable[..., Any]) -> str:

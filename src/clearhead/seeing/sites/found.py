@@ -12,13 +12,18 @@ from clearhead.seeing.sites.sighting import Sighting
 
 @dataclass(frozen=True)
 class Found:
-    """Attention by hand: its scores and its values, as (*lead, time, d), and its output, which `lay` lays out so."""
+    """Attention by hand: its scores and its values, as (*lead, time, d), and its output, which `lay` lays out so.
+
+    weights: where the scores do not tell them; `scores.broken` is the reason, and `mask` what is known to be hidden.
+    """
 
     scores: Scores
     dropout: float
     v: Tensor
     out: Tensor
     lay: Callable[[Tensor], Tensor]
+    weights: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def as_fused(found: Found, batch: int, heads: int) -> Sighting:
@@ -40,10 +45,11 @@ def as_fused(found: Found, batch: int, heads: int) -> Sighting:
     def laid(out: Tensor) -> Tensor:
         return whole(lay(out))
 
-    mask, sinks = scores.mask(), scores.sinks
+    sinks, kept = scores.sinks, found.weights
+    mask = scores.mask() if kept is None else found.mask
     return Sighting(
         q=whole(scores.q),
-        k=four(scores.k) if len(lead) == 2 else whole(scores.k),
+        k=four(scores.k) if len(lead) == 2 and kept is None else whole(scores.k),
         mask=None if mask is None else four(mask),
         dropout=found.dropout,
         is_causal=False,
@@ -54,5 +60,7 @@ def as_fused(found: Found, batch: int, heads: int) -> Sighting:
         softcap=scores.capped,
         sinks=torch.cat([four(s) for s in sinks], -1).logsumexp(-1) if sinks else None,
         by_hand=True,
+        weights=None if kept is None else whole(kept),
+        because=scores.broken or "",
         gave=(found.out, laid),
     )

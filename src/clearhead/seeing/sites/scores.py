@@ -47,6 +47,7 @@ class Scores:
     floored: bool = False
     sinks: tuple[Tensor, ...] = ()
     broken: str | None = None
+    named: bool = False  # where broken: what follows is not recorded, but named with the reason
     given: tuple[Tensor, Tensor] | None = None  # the very tensors that were multiplied
 
     @classmethod
@@ -59,7 +60,7 @@ class Scores:
     def unknown(cls, out: Tensor, reason: str) -> "Scores":
         """Return scores, or weights, of which no more is known than their shape, and why."""
         q, k = (out.new_empty(n, 0) for n in out.shape[-2:])
-        return cls(q, k, tuple(out.shape[:-2]), 1.0, 0.0, (0, 0), broken=reason)
+        return cls(q, k, tuple(out.shape[:-2]), 1.0, 0.0, (0, 0), broken=reason, named=True)
 
     @property
     def n_queries(self) -> int:
@@ -76,14 +77,29 @@ class Scores:
         """Return how many columns the scores have: the keys, and the sinks behind them."""
         return self.n_keys + sum(s.shape[-1] for s in self.sinks)
 
-    def failed(self, reason: str) -> "Scores":
-        """Return scores that can only be refused, with the first reason there was."""
-        return self if self.broken is not None else replace(self, broken=reason)
+    def failed(self, reason: str, *, named: bool = False) -> "Scores":
+        """Return scores that weights cannot be computed from, with the first reason there was."""
+        return replace(self, broken=self.broken or reason, named=self.named or named)
 
-    def emptied(self) -> "Scores":
-        """Return scores of the same shape that hold no tensor of the model's."""
+    def emptied(self, lead: tuple[int, ...] | None = None) -> "Scores":
+        """Return scores of the same shape, but for the axes in front, that hold no tensor of the model's."""
         q, k = (self.q.new_empty(n, 0) for n in (self.n_queries, self.n_keys))
-        return Scores(q, k, self.lead, self.scale, self.eps, self.versions, broken=self.broken)
+        lead = self.lead if lead is None else lead
+        return Scores(q, k, lead, 1.0, self.eps, self.versions, broken=self.broken, named=self.named)
+
+    def in_order(self, out: Tensor) -> bool:
+        """Say whether the last two axes of `out` may be queries and keys, with columns in front or behind."""
+        return out.ndim > 1 and out.shape[-2] == self.n_queries and out.shape[-1] >= self.n_keys
+
+    def may_be(self, out: Tensor, known: bool) -> bool:
+        """Say whether `out`, made of these scores by functions unknown here, may be scores of these queries and keys.
+
+        `known` where a function made it that mixes no axes. Columns may have been added, in front or behind.
+        """
+        if self.in_order(out):
+            return True
+        enough = out.numel() >= numel(self.lead) * self.n_queries * self.n_keys
+        return enough and (known or has_axes(out, self.n_queries, self.n_keys))
 
     def made_of(self) -> tuple[int, ...]:
         """Return how often what these scores are made of was written to."""
@@ -92,7 +108,7 @@ class Scores:
     def turned(self) -> "Scores":
         """Return the scores of keys and queries as those of queries and keys."""
         if self.sinks:
-            raise CannotFollow("its softmax was over queries, and sinks were appended")
+            return replace(self.failed("its softmax was over queries, and sinks were appended"), sinks=()).turned()
         terms, hidden = (tuple(x.mT for x in group) for group in (self.terms, self.hidden))
         zeroed = None if self.zeroed is None else self.zeroed.mT
         return replace(self, q=self.k, k=self.q, terms=terms, hidden=hidden, zeroed=zeroed)
@@ -174,18 +190,18 @@ class Scores:
 
     def reshape(self, out: Tensor) -> "Scores":
         """Return the scores with the axes in front as `out` has them."""
-        if out.shape[-2:] != (self.n_queries, self.n_columns) or out.shape[:-2].numel() < _numel(self.lead):
+        if out.shape[-2:] != (self.n_queries, self.n_columns) or out.shape[:-2].numel() < numel(self.lead):
             raise CannotFollow("the axes of its scores were mixed, or some were left out")
         lead = tuple(out.shape[:-2])
         if lead == self.lead:
             return self
-        if _numel(lead) != _numel(self.lead):
-            if _numel(self.lead) != 1 and not _broadcasts(self.lead, lead):
+        if numel(lead) != numel(self.lead):
+            if numel(self.lead) != 1 and not _broadcasts(self.lead, lead):
                 raise CannotFollow("the axes of its scores were expanded")
             return replace(self, lead=lead)
 
         def move(x: Tensor) -> Tensor:
-            if _numel(tuple(x.shape[:-2])) == 1:
+            if numel(tuple(x.shape[:-2])) == 1:
                 return x.reshape(*x.shape[-2:])
             return x.expand(*self.lead, *x.shape[-2:]).reshape(*lead, *x.shape[-2:])
 
@@ -263,8 +279,8 @@ def differs(scores: Scores, weights: Tensor) -> str | None:
         made = torch.cat([made, *(s.index_select(-2, rows).to(exact) for s in scores.sinks)], -1)
     size = made.masked_fill(~made.isfinite() | (made < NOTHING_LEFT), 0).abs().max()
     have, want = weights.index_select(-2, rows).to(exact), made.softmax(-1)
-    if not torch.equal(have.isnan(), want.isnan()):  # a row that may look nowhere is not a number, for both
-        return "weights computed again are numbers where its own are none, or the other way round"
+    if bool(torch.stack([weights[..., :1].isnan().any(), want.isnan().any()]).any()):
+        return "some rows of its softmax are not numbers"  # a row is one that may look nowhere
     error = (have - want).nan_to_num().abs().max()
     allowed = 1e-6 + torch.finfo(weights.dtype).eps + ROUNDING * scores.eps * (1 + size)
     if not bool(error <= allowed):
@@ -281,7 +297,13 @@ def version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-def _numel(shape: tuple[int, ...]) -> int:
+def has_axes(x: Tensor, n_queries: int, n_keys: int) -> bool:
+    """Say whether `x` has an axis as long as there are queries, and another as long as there are keys."""
+    return x.shape.count(n_queries) > (n_queries == n_keys) and n_keys in x.shape
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Return how many numbers a tensor of a shape holds."""
     return torch.Size(shape).numel()
 
 

@@ -33,6 +33,8 @@ class Sighting:
     rule: Rule | None = None
     by_hand: bool = False  # written out in Python: biases were added as they are, in no kernel's dtype
     gave: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
+    weights: Tensor | None = None  # the model's own, before dropout, where they cannot be computed from q and k
+    because: str = ""  # why they cannot
     fixed: str | None = None  # why it can be seen and not edited
 
 

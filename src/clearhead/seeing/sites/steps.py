@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clearhead.seeing.sites.einsum import product_of
 from clearhead.seeing.sites.scores import CannotFollow, Scores
+from clearhead.seeing.sites.weights import Spread, Turned, Weights
 
 UNKNOWN = "its softmax was over something else than a product of queries and keys that could be followed"
 
@@ -31,32 +32,6 @@ class Exponent:
     """The exponential of scores."""
 
     scores: Scores
-
-
-@dataclass(eq=False)
-class Weights:
-    """What a softmax made of scores, on its way to the values; shared by what is made of it."""
-
-    scores: Scores
-    dropout: float = 0.0
-    told: bool = False
-    edited: bool = False
-    versions: tuple[int, ...] = ()  # of what the scores are made of, when they were compared with the weights
-
-
-@dataclass(frozen=True, eq=False)
-class Turned:
-    """Weights as (key, query), for values that come first, as (d, key)."""
-
-    weights: Weights
-
-
-@dataclass(frozen=True, eq=False)
-class Spread:
-    """Weights times values, before the sum over keys: (*lead, query, key, d_value)."""
-
-    weights: Weights
-    v: Tensor
 
 
 State = Scores | Pairs | Exponent | Weights | Turned | Spread
@@ -93,13 +68,13 @@ def spoiled(state: State) -> State:
     if isinstance(state, Scores):
         return state.failed("its scores were written to in a way that was not followed")
     if isinstance(state, Weights):
-        return state if state.told else Weights(state.scores.failed("its weights were written to before the values"))
+        return state if state.told else state.changed("its weights were written to before the values")
     if isinstance(state, Turned):
         return Turned(cast(Weights, spoiled(state.weights)))
     if isinstance(state, Exponent):
         return Exponent(cast(Scores, spoiled(state.scores)))
     if isinstance(state, Spread):
-        return Spread(cast(Weights, spoiled(state.weights)), state.v)
+        return Spread(cast(Weights, spoiled(state.weights)), state.own, state.v)
     return state
 
 
@@ -178,7 +153,7 @@ def changed(
         return scores.reshape(out)
     if what == "cast":
         return scores.cast(out)
-    raise CannotFollow(f"its scores went through {what}")
+    raise CannotFollow("its scores were mixed with each other")
 
 
 def hidden(args: Sequence[Any], kwargs: dict[str, Any], scores: Scores, out: Tensor, ours: Sequence[bool]) -> Scores:
@@ -196,41 +171,21 @@ def hidden(args: Sequence[Any], kwargs: dict[str, Any], scores: Scores, out: Ten
     return scores.hide(mask, args[1] if ours[2] else args[2], out)
 
 
-def passed_on(
-    what: str | None, args: Sequence[Any], kwargs: dict[str, Any], weights: Weights, out: Tensor
-) -> Weights | None:
-    """Return the weights after what may be done to them before they meet the values."""
-    if what in ("cast", "shape"):
-        return weights  # also a slice, which takes sinks away again: looked at when the values are met
-    if what == "dropout":
-        training = kwargs.get("training", args[2] if len(args) > 2 else True)
-        weights.dropout = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if training else 0.0
-        return weights
-    if out.numel() < torch.Size(weights.scores.lead).numel() * weights.scores.n_queries * weights.scores.n_keys:
-        return None  # a sum, a maximum, an index
-    if weights.told:
-        return None
-    return Weights(weights.scores.failed("its weights were changed between the softmax and the values"))
-
-
-def spread(args: Sequence[Any], weights: Weights, out: Tensor, is_it: Callable[[Any], bool]) -> Spread | None:
-    """Return weights as (query, key, 1) times values as (1, key, d); None where that is not what was multiplied."""
-    w, v = args if is_it(args[0]) else args[::-1]
-    size = (weights.scores.n_queries, weights.scores.n_keys)
-    if not all(isinstance(x, Tensor) and x.ndim > 2 for x in (w, v)) or tuple(w.shape[-3:]) != (*size, 1):
-        return None
-    apart = v.shape[-3] == 1 and v.shape[-2] == size[1] and tuple(out.shape[-3:-1]) == size
-    return Spread(weights, v.squeeze(-3)) if apart else None
-
-
 def parts(state: State | None, out: Sequence[Any]) -> Iterator[tuple[Tensor, State]]:
-    """Yield the tensors that scores or weights were taken apart into, and that this cannot be followed."""
-    whole = state.scores if isinstance(state, Weights) else state
-    if not isinstance(whole, Scores) or (isinstance(state, Weights) and state.told):
+    """Yield the tensors that scores or weights were taken apart into: some heads or texts, or it is not known what."""
+    weights = state if isinstance(state, Weights) else None
+    whole = weights.scores if weights is not None else state
+    if not isinstance(whole, Scores) or (weights is not None and weights.told):
         return
+    what = (
+        "scores were taken apart before the softmax"
+        if weights is None
+        else "weights were taken apart before the values"
+    )
+    width = whole.n_columns if weights is None else weights.n_columns
     for x in out:
-        if isinstance(x, Tensor) and x.ndim > 1 and x.is_floating_point() and x.shape[-1] == whole.n_columns > 1:
-            if isinstance(state, Weights):
-                yield x, Weights(Scores.unknown(x, "its weights were taken apart before they met the values"))
-            else:
-                yield x, Scores.unknown(x, "its scores were taken apart before the softmax")
+        if isinstance(x, Tensor) and x.ndim > 1 and x.is_floating_point() and x.shape[-1] == width > 1:
+            part = Scores.unknown(x, f"its {what}")
+            if x.shape[-2] == whole.n_queries:  # some heads or texts
+                part = whole.failed(f"its {what}").emptied(tuple(x.shape[:-2]))
+            yield x, part if weights is None else Weights(part, width, dropout=weights.dropout)

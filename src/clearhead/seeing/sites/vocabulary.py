@@ -19,7 +19,8 @@ NAMES = {
     "hide": "masked_fill masked_fill_ where __setitem__",
     "join": "cat concat concatenate",
     "shape": "view reshape unsqueeze squeeze flatten unflatten view_as reshape_as expand expand_as __getitem__",
-    "cast": "to float double half bfloat16 type type_as contiguous clone",
+    "like": "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty",
+    "cast": "to float double half bfloat16 type type_as contiguous clone detach",
     "softmax": "softmax softmax_",
     "log": "log_softmax",  # the scores, less one number a row
     "exp": "exp exp_",
@@ -55,6 +56,11 @@ def as_written(func: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(place, name):
             return getattr(place, name)
     return func
+
+
+def mixes_no_axes(func: Callable[..., Any], what: str | None) -> bool:
+    """Say whether a function leaves every number with its query, its key and its head, as far as is known."""
+    return what not in (None, "product") or func in TURNS
 
 
 def turns(func: Callable[..., Any], args: Sequence[Any], out: Tensor) -> bool:
