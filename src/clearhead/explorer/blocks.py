@@ -191,6 +191,7 @@ def subset(call: Call, rows: Int[Tensor, " some"]) -> Call:
         out=None if call.out is None else call.out[:, :, rows],
         gradient=None if call.gradient is None else call.gradient[:, :, rows],
         sinks=sinks if sinks is None or sinks.shape[2] == 1 else sinks[:, :, rows],
+        weights=None if call.weights is None else call.weights[:, :, rows],
         rule=rule,
         n_asked=call.n_all,
         normalisers={},
