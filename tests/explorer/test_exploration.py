@@ -1,5 +1,7 @@
 """Every answer of an `Exploration` is what `Recording` says, in the form that the page reads."""
 
+import base64
+import json
 import struct
 from dataclasses import replace
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from clearhead.errors import InputError, WatchError
 from clearhead.explorer import blocks
 from clearhead.explorer.exploration import MAX_SCENES, Exploration
-from clearhead.explorer.questions import QUESTIONS, maps
+from clearhead.explorer.questions import QUESTIONS, exact, maps
 from clearhead.explorer.runner import Runner
 from clearhead.explorer.scene import Scene
 from clearhead.explorer.table import Answer, Parameter
@@ -130,15 +132,15 @@ def test_a_difference_is_one_tile_less_the_other(exploration: Exploration, scene
 
 def test_what_is_too_long_is_a_sample_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = recording(1024)
-    exact = Exploration([Scene.of(seen)]).ask("overview", layer=0)
+    whole = Exploration([Scene.of(seen)]).ask("overview", layer=0)
     monkeypatch.setattr(maps, "MAX_EXACT_WEIGHTS", 1024)
     exploration = Exploration([Scene.of(seen)])
     estimate = exploration.ask("overview", layer=0)
-    assert exact.meta["exact"] and not estimate.meta["exact"]
-    wanted, found = (shares(answer, 32, 32)[0] for answer in (exact, estimate))
+    assert whole.meta["exact"] and not estimate.meta["exact"]
+    wanted, found = (shares(answer, 32, 32)[0] for answer in (whole, estimate))
     assert 0 < estimate.meta["error"] < 0.2
     assert np.abs(wanted - found).max() < 6 * estimate.meta["error"]
-    assert (shares(exact, 32, 32)[1] == shares(estimate, 32, 32)[1]).all()
+    assert (shares(whole, 32, 32)[1] == shares(estimate, 32, 32)[1]).all()
     tile = exploration.ask("tile", layer=0, head=0, s=2)
     assert not tile.meta["exact"]
     margins = exploration.ask("margins", layer=0, head=0)
@@ -204,6 +206,67 @@ def test_rows_that_were_not_kept_are_left_out() -> None:
     assert hidden[0, 1::2].all()
     with pytest.raises(InputError, match="query 3 was not recorded"):
         exploration.ask("row", layer=0, head=0, query=3)
+
+
+@pytest.mark.parametrize("mode", ["sum", "max"])
+def test_exact_blocks_replace_a_sample_and_stay(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = recording(1500)
+    wanted = {s: Exploration([Scene.of(seen)]).ask("tile", layer=0, head=1, s=s, mode=mode) for s in (1, 2, 3)}
+    overview = Exploration([Scene.of(seen)]).ask("overview", layer=0, mode=mode)
+    for room in (maps, exact):
+        monkeypatch.setattr(room, "MAX_EXACT_WEIGHTS", 2**16)
+    exploration = Exploration([Scene.of(seen)])
+    assert not exploration.ask("tile", layer=0, head=1, s=2, mode=mode).meta["exact"]
+    for given in ({"head": 1}, {"head": None}):
+        events = list(exploration.stream("exact", layer=0, mode=mode, **given))
+        assert events[-1]["event"] == "done" and events[-2]["done"] == events[-2]["of"]
+    for s, answer in wanted.items():
+        found = exploration.ask("tile", layer=0, head=1, s=s, mode=mode)
+        assert found.meta["exact"]
+        pair = [np.frombuffer(each.body or b"", np.uint8).astype(int) for each in (found, answer)]
+        assert np.abs(pair[0] - pair[1]).max() <= 1 and found.meta["max"] == pytest.approx(answer.meta["max"], rel=1e-4)
+    assert exploration.ask("overview", layer=0, mode=mode).meta["exact"]
+    assert exploration.ask("overview", layer=0, mode=mode).body == overview.body
+    rows = [base64.b64decode(event["bytes"]) for event in events if event["event"] == "block"]
+    assert len(rows) == 32 and rows[5][:32] == (overview.body or b"")[5 * 32 : 6 * 32]
+
+
+# ---------------------------------------------------------------- one weight
+
+
+@pytest.mark.parametrize("kind", ["sentiment", "novels", "pictures", "pronounce"])
+def test_why_takes_a_weight_apart_and_the_parts_make_it_again(
+    kind: str, exploration: Exploration, scenes: dict[str, Scene]
+) -> None:
+    seen, name = scenes[kind].seen, f"s{list(scenes).index(kind) + 1}"
+    for layer in (seen.numbers[0], seen.numbers[-1]):
+        found = exploration.ask("why", scene=name, layer=layer, head=1, query=4, key=2).meta
+        row = seen.row(layer, 1, 4)
+        assert found["weight"] == float(row[2]) and found["rank"] == 1 + int((row > row[2]).sum())
+        products = sum(channel["product"] for channel in found["channels"]) + found["rest"]
+        assert products == pytest.approx(found["score"]) and found["scaled"] == found["scale"] * found["score"]
+        assert found["z"] == pytest.approx(found["scaled"] + (found["bias"] or 0), rel=1e-4)
+        assert np.exp(found["z"] - found["lse"]) == pytest.approx(found["weight"], rel=1e-4)
+        sizes = [abs(channel["product"]) for channel in found["channels"]]
+        assert sizes == sorted(sizes, reverse=True) and len(found["softmax"]["top"]) == min(16, len(row))
+        model = scenes[kind].model
+        assert model is not None
+        projection = model.get_submodule(seen.name(layer)).out_proj.weight
+        moved = seen.map(layer, 1, [4], [2], of=projection)
+        assert found["moved_projected"] == pytest.approx(float(moved), rel=1e-4)
+        assert [step["name"] for step in found["steps"]][-1] == "all heads" and found["steps"][3]["line"] > 1
+        assert json.dumps(found, allow_nan=False)
+
+
+def test_why_says_that_a_key_is_hidden(exploration: Exploration) -> None:
+    found = exploration.ask("why", scene="s2", layer=0, head=0, query=2, key=5).meta
+    assert (found["hidden"], found["z"], found["weight"]) == (True, None, 0.0)
+
+
+def test_why_of_any_recording_has_plain_steps() -> None:
+    found = Exploration([Scene.of(recording(8))]).ask("why", layer=0, head=0, query=3, key=1).meta
+    assert [step["name"] for step in found["steps"]] == ["score", "scale", "softmax"]
+    assert found["moved"] is None and found["steps"][0]["code"] is None
 
 
 # ---------------------------------------------------------------- what a scene is

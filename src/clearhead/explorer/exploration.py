@@ -8,14 +8,20 @@ drawn from them. All ask the same questions by name, from one table (`questions/
 import threading
 from collections.abc import Iterable
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clearhead.errors import InputError, nearest
+from clearhead.explorer.jobs import Events
+from clearhead.explorer.pictures import decode
 from clearhead.explorer.questions import QUESTIONS
 from clearhead.explorer.runner import Runner
 from clearhead.explorer.scene import Scene
-from clearhead.explorer.table import Answer
+from clearhead.explorer.table import Answer, Question
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_IMAGES = 8  # that were sent and are kept: the oldest is dropped for a new one
 MAX_SCENES = 24  # that are kept: the oldest that was not there at the start is dropped for a new one
 
 
@@ -32,6 +38,7 @@ class Exploration:
     def __init__(self, scenes: Iterable[Scene], runner: Runner | None = None) -> None:
         self.runner, self.lock, self._numbers = runner, threading.RLock(), count(1)
         self.scenes: dict[str, Scene] = {}
+        self.images: dict[str, Image] = {}  # that were sent, to be read
         self.kept: dict[tuple[Any, ...], Any] = {}  # answers that took long, by a key that begins with the scene's id
         for scene in scenes:
             self.add(scene)
@@ -58,6 +65,16 @@ class Exploration:
             raise InputError(f"there is no scene {name[:40]!r}{nearest(name, list(self.scenes))}")
         return name, self.scenes[name]
 
+    def add_image(self, data: bytes) -> dict[str, Any]:
+        """Add a picture from the bytes of a file, and return its id and size; InputError where they are none."""
+        image = decode(data)
+        with self.lock:
+            if len(self.images) >= MAX_IMAGES:
+                del self.images[next(iter(self.images))]
+            name = f"p{next(self._numbers)}"
+            self.images[name] = image
+        return {"image": name, "width": image.width, "height": image.height}
+
     def ask(self, name: str, **given: Any) -> Answer:
         """Answer a question.
 
@@ -69,11 +86,25 @@ class Exploration:
             InputError: There is no such question, or a parameter is not what the question expects.
             WatchError: The recording cannot say.
         """
-        question = QUESTIONS.get(name)
-        if question is None or question.method != "GET":
-            known = [each.name for each in QUESTIONS.values() if each.method == "GET"]
-            raise InputError(f"there is no question {name[:40]!r}{nearest(name, known)}")
+        question = self.question(name, "GET")
         checked = question.check(given)
         with self.lock:
             found: Answer = question.function(self, **checked)
         return found
+
+    def stream(self, name: str, **given: Any) -> Events:
+        """Answer a question that takes long: return its events as they come, the last of which is "done" or "error".
+
+        Closing the iterator stops what is going on. Arguments and errors are those of `ask`; an error on the way is
+        the last event.
+        """
+        question = self.question(name, "POST")
+        found: Events = question.function(self, **question.check(given))
+        return found
+
+    def question(self, name: str, method: str) -> Question:
+        """Return a question by its name; InputError where there is none of that name that is asked so."""
+        if (method, name) not in QUESTIONS:
+            known = [each for kind, each in QUESTIONS if kind == method]
+            raise InputError(f"there is no question {name[:40]!r}{nearest(name, known)}")
+        return QUESTIONS[method, name]

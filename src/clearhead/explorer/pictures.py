@@ -1,17 +1,21 @@
 """A picture as a page shows it: small enough to send, and where on it the patches of a model lie."""
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearhead.data.images import ImageProcessor, open_image
+from clearhead.errors import InputError
 from clearhead.explorer.axes import PictureArea
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST_SIDE = 1280  # pixels of a picture that is sent
+FORMATS = ("PNG", "JPEG", "WEBP")  # of pictures that are sent to us
+MAX_PIXELS = 25_000_000  # of pictures that are sent to us
 MAX_LOSSLESS_PIXELS = 2**18  # pictures up to this size are sent as PNG, larger ones as JPEG
 
 
@@ -36,6 +40,26 @@ def encode(image: "Image") -> Picture:
     else:
         small.save(buffer, "JPEG", quality=90)
     return Picture(buffer.getvalue(), "image/png" if lossless else "image/jpeg", small.width, small.height)
+
+
+def decode(data: bytes) -> "Image":
+    """Return the picture in the bytes of a PNG, JPEG or WebP file, upright; InputError where there is none.
+
+    Its size is read and limited before its pixels: a small file may claim to be a very large picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(f"a picture of {image.width} x {image.height} pixels: at most {MAX_PIXELS:,} are read")
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        raise InputError(f"that is no picture in one of {', '.join(FORMATS)}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
+        raise InputError(f"a damaged or unreadable picture: {error}") from error
 
 
 def opened(picture: "str | Path | Image") -> "Image":

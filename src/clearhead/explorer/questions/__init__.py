@@ -4,9 +4,12 @@ A question is a function of its own in `describing.py`, `maps.py` and their neig
 and which values its parameters may have.
 """
 
-from clearhead.explorer.questions import describing, heads, maps
+from clearhead.explorer.questions import describing, exact, heads, maps, running, why
 from clearhead.explorer.table import Question
 
-QUESTIONS: dict[str, Question] = {
-    question.name: question for question in (*describing.QUESTIONS, *maps.QUESTIONS, *heads.QUESTIONS)
+# By method and name: GET is answered at once, POST streams events, PUT takes bytes.
+QUESTIONS: dict[tuple[str, str], Question] = {
+    (question.method, question.name): question
+    for room in (describing, maps, heads, why, running, exact)
+    for question in room.QUESTIONS
 }

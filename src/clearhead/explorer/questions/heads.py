@@ -22,7 +22,8 @@ MAX_COUNT = 1_000  # links in one answer
 def heads(exploration: "Exploration", scene: str | None, call: int, batch: int) -> Answer:
     """Answer `heads`."""
     habits, n_sampled = known_habits(exploration, scene, call, batch)
-    rows = [asdict(habit) | {"effect": None} for habit in habits]
+    effects = exploration.kept.get((exploration.scene(scene)[0], "effects"), {})
+    rows = [asdict(habit) | {"effect": effects.get((habit.layer, habit.head))} for habit in habits]
     return Answer({"heads": rows, "exact": n_sampled is None, "sampled": n_sampled})
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from clearhead.errors import InputError
 from clearhead.explorer import blocks
 from clearhead.explorer.blocks import MAX_EXACT_WEIGHTS, Blocks, Mode
+from clearhead.explorer.kept import Base
 from clearhead.explorer.questions.place import KEY, MODE, OF_HEAD, OF_LAYER, QUERY, Place, place
 from clearhead.explorer.table import Answer, Parameter, Question
 from clearhead.seeing.maps import formula, pyramid, statistics
@@ -167,6 +168,11 @@ def _tile(
             raise InputError(f"{name}= expects a tile from 0 to {(n - 1) // side} at scale {s}, got {number}")
         stop = min((number + 1) * side, n)
         cuts.append([*range(number * side, stop, 1 << s), stop])
+    base: Base | None = exploration.kept.get((*at.key, at.heads[0], "base", mode))
+    if base is not None and s >= base.scale:
+        covered = [range(cut[0] >> base.scale, -(-cut[-1] // (1 << base.scale))) for cut in cuts]
+        if (known := base.tile(s, *covered)) is not None:
+            return known
     return _blocks(at, at.heads, cuts[0], cuts[1], mode, ROWS_OF_TILE, MAX_EXACT_WEIGHTS)
 
 

@@ -24,14 +24,15 @@ REFUSALS = {
 }
 
 
-def describe(questions: Mapping[str, Question]) -> dict[str, Any]:
+def describe(questions: Mapping[tuple[str, str], Question]) -> dict[str, Any]:
     """Return the description of a table of questions."""
+    paths: dict[str, Any] = {}
+    for question in questions.values():
+        paths.setdefault(f"/api/{question.name}", {})[question.method.lower()] = _operation(question)
     return {
         "openapi": "3.1.0",
         "info": {"title": "clearhead explore", "version": __version__},
-        "paths": {
-            f"/api/{question.name}": {question.method.lower(): _operation(question)} for question in questions.values()
-        },
+        "paths": paths,
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "security": [{"token": []}],
     }
@@ -40,7 +41,7 @@ def describe(questions: Mapping[str, Question]) -> dict[str, Any]:
 def _operation(question: Question) -> dict[str, Any]:
     """Return one question as an operation."""
     found: dict[str, Any] = {
-        "operationId": question.name,
+        "operationId": f"{question.method.lower()}_{question.name}",
         "summary": question.says,
         "responses": {"200": _success(question), **{status: _refusal(says) for status, says in REFUSALS.items()}},
     }
@@ -55,11 +56,25 @@ def _operation(question: Question) -> dict[str, Any]:
             }
             for name, parameter in question.parameters.items()
         ]
+    elif question.method == "POST":
+        schema = {
+            "type": "object",
+            "properties": {name: parameter.schema() for name, parameter in question.parameters.items()},
+            "required": [name for name, parameter in question.parameters.items() if parameter.required],
+            "additionalProperties": False,
+        }
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    else:
+        binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+        found["requestBody"] = {"required": True, "content": binary}
     return found
 
 
 def _success(question: Question) -> dict[str, Any]:
     """Return what a question is answered with."""
+    if question.method == "POST":
+        says = "events, one JSON object a line, the last of which is done or error"
+        return {"description": says, "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
     if question.gives == "json":
         return {"description": "the answer", "content": {"application/json": {"schema": {"type": "object"}}}}
     binary = {"schema": {"type": "string", "format": "binary"}}

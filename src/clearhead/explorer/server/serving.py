@@ -36,17 +36,9 @@ def listen(port: int) -> socket.socket:
     return listening
 
 
-def serve(exploration: Exploration, listening: socket.socket, ready: Callable[[str], None]) -> None:
-    """Answer requests until a signal ends it.
-
-    Args:
-        exploration: What is explored.
-        listening: The socket of `listen`.
-        ready: Called with the address, token included, once it can be opened.
-    """
-    port = listening.getsockname()[1]
-    token = secrets.token_urlsafe(32)
-    config = uvicorn.Config(
+def configured(exploration: Exploration, token: str, port: int) -> uvicorn.Config:
+    """Return what uvicorn is told: our application behind the gate, no logs of requests, bounded in everything."""
+    return uvicorn.Config(
         Gate(application(exploration), token, port),
         log_level="error",
         access_log=False,
@@ -58,5 +50,17 @@ def serve(exploration: Exploration, listening: socket.socket, ready: Callable[[s
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
+
+
+def serve(exploration: Exploration, listening: socket.socket, ready: Callable[[str], None]) -> None:
+    """Answer requests until a signal ends it.
+
+    Args:
+        exploration: What is explored.
+        listening: The socket of `listen`.
+        ready: Called with the address, token included, once it can be opened.
+    """
+    port, token = listening.getsockname()[1], secrets.token_urlsafe(32)
+    server = uvicorn.Server(configured(exploration, token, port))
     ready(f"http://{HOST}:{port}/#token={token}")
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
