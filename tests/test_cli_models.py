@@ -22,6 +22,7 @@ from torch import nn
 from clearhead.attention import MultiHeadAttention
 from clearhead.checkpoints import load, save
 from clearhead.classification import embed
+from clearhead.cli.generation import clean
 from clearhead.cli.labeller import distinct_labels
 from clearhead.data.images import ImageProcessor
 from clearhead.data.sound import SoundProcessor
@@ -29,9 +30,10 @@ from clearhead.data.tokenizer import Tokenizer
 from clearhead.generation import Beams, RepetitionPenalty, Sampled, answers, generate
 from clearhead.models.bert import BertConfig, BertForMaskedLM
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
-from clearhead.models.gpt import GPTConfig, GPTForCausalLM
+from clearhead.models.gpt import GPTConfig, GPTForCausalLM, RotaryConfig
 from clearhead.models.modernbert import ModernBert, ModernBertConfig
 from clearhead.models.vit import ViTConfig, ViTForImageClassification
+from clearhead.rotary import DynamicNTK, Yarn
 from generation.models import DECODERS, ENCODER_DECODERS, decoder, encoder_decoder
 
 TEXTS = ("attention is not too shabby", "the quick brown fox", "Zürich — 東京")
@@ -188,6 +190,28 @@ def test_a_beginning_that_is_too_long_loses_its_first_pieces(call: Any, places: 
     assert f"only {done.json[0]['tokens']} can be written" in done.err
 
 
+@pytest.mark.parametrize(
+    ("stretch", "left_out"),
+    [(Yarn(factor=4.0, trained_len=8), False), (DynamicNTK(factor=2.0, trained_len=8), False), (None, True)],
+    ids=["yarn", "dynamic", "none"],
+)
+def test_a_stretched_model_writes_beyond_the_length_that_its_config_says(
+    stretch: Any, left_out: bool, call: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    sizes = {**SIZES, "n_heads": 4, "n_layers": 2, "max_len": 8}
+    rotary = {"rotary": RotaryConfig(stretch=stretch), "norm": "rms", "feed_forward": "gated", "biases": "none"}
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, activation="silu", dropout=0.0, **sizes, **rotary)
+    save(shaken(GPTForCausalLM(config)), tmp_path / "long", family="llama", tokenizer=tokenizer)
+    text = "the brown fox jumps"
+    prompt = tokenizer.encode(text).ids
+    assert len(prompt) > 8
+    steps = generate(load(tmp_path / "long"), [prompt], max_new_tokens=10, stop={0})
+    whole = tokenizer.decode([*prompt, *answers(steps, 1)[0]])
+    done = call("generate", text, "--model", tmp_path / "long", "--max-new-tokens", 10, "--temperature", 0)
+    assert ("of the text are left out" in done.err) == left_out
+    assert (clean(whole) + "\n" == done.out) != left_out
+
+
 def test_half_a_letter_is_not_shown(tokenizer: Tokenizer) -> None:
     from clearhead.cli.written import Written
 
@@ -220,8 +244,8 @@ def test_what_cannot_be_meant_is_exit_code_2(argv: list[str], said: str, call: A
     ("verb", "kind", "said"),
     [
         ("generate", "bert", "is a BertForMaskedLM: `clearhead generate` expects a decoder, such as a GPT. It is for"),
-        ("classify", "gpt", "It is for generate, effect, profile, derive and see"),
-        ("embed", "vit", "It is for classify, derive and see"),
+        ("classify", "gpt", "It is for generate, effect, profile, derive, see and explore"),
+        ("embed", "vit", "It is for classify, derive, see and explore"),
         ("translate", "gpt", "expects an encoder-decoder that reads text"),
         ("generate", "pair", "is an EncoderDecoder: `clearhead generate` expects a decoder, such as a GPT. It is for"),
     ],
@@ -312,6 +336,26 @@ def test_vectors_that_sentence_transformers_makes_otherwise_are_refused(
     done = call("embed", "x", "--model", folder)
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert f"{file}{os.sep}config.json" in done.err and "the mean over the tokens" in done.err
+
+
+def test_texts_are_embedded_behind_the_default_prompt_and_in_small_letters(
+    call: Any, places: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(places["bert"], tmp_path / "bert")
+    prompts = {"prompts": {"query": "the Fox ", "document": ""}, "default_prompt_name": "query"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    done = call("embed", "Ab", "--model", folder, "--json")
+    expected = call("embed", "the Fox Ab", "--model", places["bert"], "--json")
+    assert done.json[0] == {"text": "Ab", "vector": expected.json[0]["vector"]}
+    assert "is read behind 'the Fox '" in done.err and expected.err == ""
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true, "max_seq_length": 16}')
+    small = call("embed", "the fox ab", "--model", places["bert"], "--json").json[0]["vector"]
+    assert call("embed", "Ab", "--model", folder, "--json").json[0]["vector"] == small
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "include_prompt": false}')
+    assert "include_prompt false" in call("embed", "Ab", "--model", folder).err
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {}, "default_prompt_name": "query"}')
+    assert "default_prompt_name 'query' is not among the prompts" in call("embed", "Ab", "--model", folder).err
 
 
 def test_embed_gives_the_models_own_vectors_in_every_form(

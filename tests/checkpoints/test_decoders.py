@@ -290,6 +290,30 @@ def test_a_frozen_gpt2_is_the_same_model_and_stays_in_its_file(tmp_path: Path) -
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
 
 
+def test_a_second_name_of_a_window_is_read_where_it_says_the_same(tmp_path: Path) -> None:
+    make_decoder("MistralForCausalLM").save_pretrained(tmp_path)
+    window = load(tmp_path).config.windows
+    edit(tmp_path, sliding_window_size=5)
+    assert load(tmp_path).config.windows == window == (5,)
+    edit(tmp_path, sliding_window_size=6)
+    with pytest.raises(CheckpointError, match="unknown key 'sliding_window_size'"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaModel", "GPT2Model", "LlamaForCausalLM"])
+def test_a_decoder_comes_with_or_without_its_prefix(architecture: str, tmp_path: Path) -> None:
+    make_decoder(architecture).save_pretrained(tmp_path)
+    expected, prefix = load(tmp_path), "transformer." if architecture == "GPT2Model" else "model."
+    tensors = load_file(tmp_path / "model.safetensors")
+    if architecture.endswith("Model"):
+        tensors = {prefix + name: x for name, x in tensors.items()} | {"lm_head.weight": torch.ones(61, 32)}
+    else:
+        tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = load(tmp_path).state_dict()
+    assert all(torch.equal(found[name], x) for name, x in expected.state_dict().items())
+
+
 def test_frequencies_that_old_files_hold_are_ignored(tmp_path: Path) -> None:
     make_decoder("LlamaForCausalLM").save_pretrained(tmp_path)
     tensors, without = load_file(tmp_path / WEIGHTS), load(tmp_path)
@@ -424,7 +448,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "linear"}}, "Linear: factor must be positive, got 0.0"),
     ("LlamaForCausalLM", {"rope_parameters": {"factor": 2.0}}, "rope_parameters: unknown key 'factor' (2.0)"),
     ("LlamaForCausalLM", {"rope_parameters": {"rope_theta": 1.0}}, "base must be more than 1, got 1.0"),
-    ("LlamaForCausalLM", {"rope_parameters": [1]}, "rope_parameters: expected a dict, got [1]"),
+    ("LlamaForCausalLM", {"rope_parameters": [1]}, "rope_parameters: expected an object, got [1]"),
     ("LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "say different things"),
     (
         "LlamaForCausalLM",

@@ -141,7 +141,7 @@ def test_an_output_matrix_that_is_not_the_embedding_is_refused(tmp_path: Path) -
         ("type_vocab_size", 0, "type_vocab_size is 0"),
         ("id2label", {"0": "a", "2": "b"}, "id2label: expected an object with a name for each of 0, 1, 2"),
         ("embedding_size", 16, "unknown key 'embedding_size' (16)"),
-        ("auto_map", {"AutoModel": "code.Model"}, "unknown key 'auto_map'"),
+        ("sliding_window_size", 8, "unknown key 'sliding_window_size' (8)"),
         ("model_type", "brt", "no family here for model_type 'brt'; did you mean 'bert'?"),
         ("model_type", "rwkv", "no family here for model_type 'rwkv'"),
         ("architectures", ["BertForQuestionAnswering"], "expected one of BertModel, BertForMaskedLM"),
@@ -192,6 +192,47 @@ def test_keys_that_change_nothing_are_kept(tmp_path: Path) -> None:
     edit(tmp_path / "old", finetuning_task="sst-2", output_past=True, torch_dtype="float32", label2id={"positive": 2})
     save(load(tmp_path / "old"), tmp_path / "new")
     assert config_of(tmp_path / "new") == config_of(tmp_path / "old")
+
+
+def test_bookkeeping_of_strangers_changes_nothing_and_is_noted(tmp_path: Path) -> None:
+    publish(tmp_path / "old", "BertModel")
+    own_code, crossed = {"AutoModel": "code.Model"}, "torch.nn.modules.linear.Identity"
+    edit(tmp_path / "old", auto_map=own_code, unsloth_fixed=True, padding="max_length", mask_token_id=4)
+    edit(tmp_path / "old", sbert_ce_default_activation_function=crossed)
+    ours = load(tmp_path / "old")
+    tokens, lengths = ragged(0)
+    with torch.no_grad():
+        expected = answers(reopen(tmp_path / "old", "BertModel"), tokens, lengths)
+        real = torch.arange(17) < lengths[:, None]
+        torch.testing.assert_close(ours(tokens, lengths)[real], expected[real], rtol=0, atol=1e-5)
+    (remark,) = origin(ours).notes
+    assert "auto_map, padding, sbert_ce_default_activation_function, unsloth_fixed are not read here" in remark
+    save(ours, tmp_path / "new")
+    assert config_of(tmp_path / "new") == config_of(tmp_path / "old")
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES[::4], *ARCHITECTURES[1::4]])
+def test_a_trunk_comes_with_or_without_the_prefix_it_has_under_a_head(architecture: str, tmp_path: Path) -> None:
+    publish(tmp_path, architecture)
+    expected, prefix = load(tmp_path), FAMILIES[config_of(tmp_path)["model_type"]].prefix
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {name.removeprefix(prefix) if name.startswith(prefix) else name: x for name, x in tensors.items()}
+    if architecture.endswith("Model"):
+        renamed = {prefix + name: x for name, x in tensors.items()} | {"classifier.weight": torch.ones(3, 32)}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = load(tmp_path)
+    assert found.config == expected.config
+    assert all(torch.equal(x, expected.state_dict()[name]) for name, x in found.state_dict().items())
+    assert any("classifier.weight" in remark for remark in origin(found).notes) == architecture.endswith("Model")
+
+
+def test_a_head_beside_a_trunk_of_other_names_is_not_left_out(tmp_path: Path) -> None:
+    publish(tmp_path, "BertModel")
+    tensors = load_file(tmp_path / "model.safetensors") | {"classifier.weight": torch.ones(3, 32)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"unexpected 'classifier\.weight'"):
+        load(tmp_path)
 
 
 def test_labels_nobody_named_are_numbered(tmp_path: Path) -> None:

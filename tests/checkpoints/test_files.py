@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pickle
+import re
 import shlex
 import shutil
 import subprocess
@@ -297,6 +298,29 @@ def test_a_folder_without_config_or_weights_says_what_it_lacks(tmp_path: Path) -
 
 
 # ---------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bert.embeddings.LayerNorm.bias", "bert.encoder.layer.1.attention.self.value.weight"])
+def test_a_weight_that_is_no_number_is_named(name: str, dtype: torch.dtype, broken: float, tmp_path: Path) -> None:
+    publish(tmp_path, "BertForSequenceClassification")
+    tensors = {key: x.to(dtype) for key, x in load_file(tmp_path / "model.safetensors").items()}
+    tensors[name].flatten()[3] = broken
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = rf"model\.safetensors: tensor '{re.escape(name)}' holds numbers that are NaN or infinite, 1 of"
+    for frozen in (False, True):
+        with pytest.raises(CheckpointError, match=said):
+            load(tmp_path, frozen=frozen)
+
+
+def test_large_finite_weights_are_no_infinity(tmp_path: Path) -> None:
+    publish(tmp_path, "BertModel")
+    tensors = load_file(tmp_path / "model.safetensors")
+    largest = torch.finfo(torch.float32).max
+    tensors["encoder.layer.0.intermediate.dense.weight"].fill_(largest)  # their sum is infinite
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert (load(tmp_path).blocks[0].feed_forward.up_proj.weight == largest).all()
 
 
 def test_what_failed_leaves_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Facts about models/gpt.py that need no other implementation; parity/test_decoders.py compares with transformers."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -216,3 +217,14 @@ def test_a_text_longer_than_its_learned_positions_is_refused() -> None:
     with pytest.raises(ShapeError, match="41 tokens, but this model has 40 learned positions"):
         model.new_cache(1, 41)
     assert build(ROTARY)(tokens).shape == (1, 41, 50)
+
+
+def test_a_model_reads_as_far_as_its_stretch_reaches() -> None:
+    def reach(stretch: Any) -> int | None:
+        return replace(ROTARY, max_len=16, rotary=RotaryConfig(stretch=stretch)).context_len
+
+    assert replace(ROTARY, max_len=16, rotary=None).context_len == 16
+    assert reach(None) == reach(Linear(factor=4.0)) == 16
+    assert reach(Yarn(factor=4.0, trained_len=16)) == reach(Llama3(factor=4.0, trained_len=16)) == 64
+    assert reach(Yarn(factor=2.0, trained_len=4)) == 16  # max_len counts the stretch already
+    assert reach(DynamicNTK(factor=2.0, trained_len=16)) is None

@@ -48,6 +48,18 @@ def publish(folder: Path, architecture: str, **settings: Any) -> nn.Module:
 
 
 @pytest.mark.usefixtures("timm")
+@pytest.mark.parametrize("sides", [(32, 32), (32, 96), (128, 80)], ids=str)
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])
+def test_pictures_of_another_size_get_timms_positions(
+    architecture: str, sides: tuple[int, int], tmp_path: Path
+) -> None:
+    theirs = publish(tmp_path / "old", architecture, img_size=64, dynamic_img_size=True)
+    pixels = torch.randn(2, 3, *sides)
+    with torch.inference_mode():
+        torch.testing.assert_close(load(tmp_path / "old")(pixels), theirs(pixels), rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("architecture, settings", CASES, ids=str)
 def test_outputs_equal_timm_and_go_round(architecture: str, settings: dict[str, Any], tmp_path: Path) -> None:
     theirs, ours = publish(tmp_path / "old", architecture, **settings), load(tmp_path / "old")

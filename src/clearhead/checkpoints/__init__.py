@@ -24,12 +24,12 @@ from clearhead.checkpoints.bart import BART, MARIAN
 from clearhead.checkpoints.bert import BERT
 from clearhead.checkpoints.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from clearhead.checkpoints.distilbert import DISTILBERT
-from clearhead.checkpoints.family import Family, read_config, write_config
+from clearhead.checkpoints.family import Family, read_config, unread_keys, write_config
 from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, replacing
 from clearhead.checkpoints.gemma import GEMMA2, GEMMA3
 from clearhead.checkpoints.gpt2 import GPT2
 from clearhead.checkpoints.llama import LLAMA, MISTRAL
-from clearhead.checkpoints.mapping import kept, read_tensors, write_tensors
+from clearhead.checkpoints.mapping import Renamed, is_finite, kept, name_in_file, read_tensors, write_tensors
 from clearhead.checkpoints.modernbert import MODERNBERT
 from clearhead.checkpoints.qwen import QWEN2, QWEN3
 from clearhead.checkpoints.roberta import ROBERTA, XLM_ROBERTA
@@ -55,10 +55,11 @@ FAMILIES: dict[str, Family[Any]] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model was loaded from: its family, and the published config with the keys that we only keep."""
+    """Where a model was loaded from: its family, the published config with the keys that we only keep, and remarks."""
 
     family: str
     config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()  # what of the folder was not needed for this model
 
 
 @runtime_checkable
@@ -104,7 +105,8 @@ def load(
     published = read_json(folder / CONFIG)
     family, architecture = _family_of(published, folder)
     weights = Weights(folder)
-    config = read_config(family, published, architecture, weights.shapes, where=folder / CONFIG)
+    names = {other for name in weights.shapes for other in (name, name.removeprefix(family.prefix))}
+    config = read_config(family, published, architecture, names, where=folder / CONFIG)
     n_layers = family.n_layers(config)
     if sum(n_layers) > (came := len(weights.shapes)):  # before a billion layers are built
         raise CheckpointError(f"{folder / CONFIG}: {sum(n_layers)} layers, but there are only {came} tensors")
@@ -114,12 +116,34 @@ def load(
             model = head(config)
     except (ConfigError, RuntimeError) as error:  # no labels; more numbers than can be counted
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    pairs = read_tensors(family.table(head, config), weights, model.state_dict(), n_layers)
+    table, like = family.table(head, config), model.state_dict()
+    source = Renamed(weights, table, family.prefix, n_layers)
+
+    def read(pair: tuple[str, Tensor]) -> tuple[str, Tensor]:
+        name, part = pair
+        if not is_finite(part):
+            theirs = name_in_file(table, like, n_layers, name)
+            raise CheckpointError(
+                f"{source.file(theirs)}: tensor {theirs!r} holds numbers that are NaN or infinite, "
+                f"{int((~part.isfinite()).sum()):,} of {part.numel():,}: a training that diverged, or a damaged file"
+            )
+        return name, kept(part, as_stored=frozen).to(device=device, dtype=dtype)
+
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # what is copied is copied by all processors
-        ours = pool.map(lambda pair: (pair[0], kept(pair[1], as_stored=frozen).to(device=device, dtype=dtype)), pairs)
+        ours = pool.map(read, read_tensors(table, source, like, n_layers))
         model.load_state_dict(dict(ours), assign=True)
-    _trunk(model).__dict__["origin"] = Origin(family.model_type, published)
+    _trunk(model).__dict__["origin"] = Origin(family.model_type, published, _notes(published, source, folder))
     return model.eval().requires_grad_(not frozen)
+
+
+def _notes(published: Mapping[str, Any], source: Renamed, folder: Path) -> tuple[str, ...]:
+    """Return what is to be said of a folder beside its model."""
+    notes = []
+    if keys := unread_keys(published):
+        notes.append(f"{folder / CONFIG}: {', '.join(keys)} {'is' if len(keys) == 1 else 'are'} not read here")
+    if source.left_out:
+        notes.append(f"{folder}: {', '.join(source.left_out)}: tensors of a head, which this model has not, left out")
+    return tuple(notes)
 
 
 def build(name: str | Path) -> nn.Module:

@@ -126,6 +126,7 @@ def write_config(config: BertConfig) -> dict[str, Any]:
 
 BERT = Family(
     model_type="bert",
+    prefix="bert.",
     architectures={
         "BertModel": Bert,
         "BertForMaskedLM": BertForMaskedLM,

@@ -99,6 +99,7 @@ def family(model_type: str, name: str, own: tuple[Field, ...]) -> Family[ViTConf
     """Return one of the two variants."""
     return Family(
         model_type=model_type,
+        prefix=f"{model_type}.",
         architectures={f"{name}Model": ViT, f"{name}ForImageClassification": ViTForImageClassification},
         tables={
             ViT: table,

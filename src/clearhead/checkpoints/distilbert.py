@@ -86,6 +86,7 @@ def write_config(config: BertConfig) -> dict[str, Any]:
 
 DISTILBERT = Family(
     model_type="distilbert",
+    prefix="distilbert.",
     architectures={
         "DistilBertModel": Bert,
         "DistilBertForMaskedLM": BertForMaskedLM,

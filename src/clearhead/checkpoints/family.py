@@ -7,6 +7,7 @@ what every family's config may hold; a family adds its own.
 Next: `bert.py`, the first family; a new one is a module like it and a line in `FAMILIES`.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from clearhead.checkpoints.mapping import Table
 from clearhead.errors import CheckpointError, ConfigError, nearest
-from clearhead.json_files import BOOLEAN, LIST, TEXT, Kind, number, shown, whole
+from clearhead.json_files import BOOLEAN, LIST, OBJECT, TEXT, Kind, number, shown, whole
 
 Json = Mapping[str, Any]
 C = TypeVar("C")  # the config of one of our models
@@ -58,7 +59,8 @@ class Family(Generic[C]):
     A table that depends on the config is a function of it; rules for what a model has not are skipped anyway.
     `n_layers` counts the layers of each stack. `pooler` is how text classifiers bend what the first token says.
     `plain` is a config without what the family has no words for and no need of: two configs that are alike so far are
-    one to it. `respelled` are keys that `write_config` says in other words. `names_itself`: config.json says
+    one to it. `prefix` is what stands before the names of a trunk's tensors under a head. `respelled` are keys that
+    `write_config` says in other words. `names_itself`: config.json says
     model_type, architectures and dtype, as transformers' do, and the weights' file its format.
     """
 
@@ -71,6 +73,7 @@ class Family(Generic[C]):
     plain: Callable[[C], C] = as_it_is
     respelled: Collection[str] = ()
     pooler: str | None = None
+    prefix: str = ""
     names_itself: bool = True
 
     def table(self, head: type[nn.Module], config: C) -> Table:
@@ -119,6 +122,22 @@ HARMLESS = frozenset(
 )
 
 
+# Names of keys that no model reads: of a checkpoint's own code, of tokens, of who wrote the file and with what. A note
+# says so of those that are not in HARMLESS.
+BOOKKEEPING = re.compile(
+    r"auto_map|custom_pipelines|sentence_transformers|padding|padding_side|license|transformers\.js_config|"
+    r"_commit_hash|_flash_attn_2_enabled|\w+_token(_id)?|unsloth_\w+|sbert_\w+|\w+_version"
+)
+# Second names of a key, written beside it; of another value they would be another model.
+SECOND_NAMES = {"sliding_window_size": "sliding_window"}
+
+
+def unread_keys(config: Json) -> list[str]:
+    """Return the keys of a published config that nothing here reads and that are worth a note."""
+    tokens = re.compile(r"\w+_token(_id)?")
+    return sorted(k for k in config if BOOKKEEPING.fullmatch(k) and k not in HARMLESS and not tokens.fullmatch(k))
+
+
 def read_fields(
     config: Json,
     fields: tuple[Field, ...],
@@ -128,10 +147,15 @@ def read_fields(
 ) -> dict[str, Any]:
     """Return the values of `config` under our names, after accounting for every one of its keys.
 
-    `settled` and `harmless` are the family's own. A key read by a field is not looked up in either.
+    `settled` and `harmless` are the family's own. A key read by a field is not looked up in either. `BOOKKEEPING` is
+    harmless in every family.
     Raises CheckpointError for a key that is unknown or settled otherwise, and for a value of the wrong kind.
     """
-    return _read(config, fields, {**SETTLED, **settled}, {*HARMLESS, *harmless})
+    settled = {**SETTLED, **settled}
+    known = {field.theirs for field in fields} | settled.keys()
+    unread = {key for key in config if key not in known and BOOKKEEPING.fullmatch(key)}
+    unread |= {key for key, first in SECOND_NAMES.items() if key in config and config[key] == config.get(first)}
+    return _read(config, fields, settled, {*HARMLESS, *harmless, *unread})
 
 
 def read_nested(
@@ -154,7 +178,7 @@ def _read(
         if key not in settled:
             raise CheckpointError(
                 f"unknown key {key!r} ({shown(value)}), which may change what the model computes"
-                f"{nearest(key, sorted(known))}. Remove it if you know that it changes nothing"
+                f"{nearest(key, sorted(known))}. If you know that it changes nothing, remove it in a copy of the folder"
             )
         if value not in settled[key]:
             raise CheckpointError(
@@ -164,7 +188,7 @@ def _read(
 
 
 # What a field's value has to be, by the type of its default.
-KINDS = {int: whole(), float: number(0), bool: BOOLEAN, str: TEXT, list: LIST}
+KINDS = {int: whole(), float: number(0), bool: BOOLEAN, str: TEXT, list: LIST, dict: OBJECT}
 
 
 def _read_field(config: Json, field: Field) -> Any:

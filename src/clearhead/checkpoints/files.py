@@ -29,6 +29,7 @@ DEFAULTS = Path(__file__).parent.parent / "defaults"
 FETCHED = [CONFIG, WEIGHTS, INDEX, "model-*-of-*.safetensors", "tokenizer.json", "tokenizer_config.json"]
 FETCHED += ["special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt"]
 FETCHED += ["preprocessor_config.json", "generation_config.json", "*_Pooling/config.json", "*_Dense/config.json"]
+FETCHED += ["config_sentence_transformers.json", "sentence_bert_config.json"]
 
 TO_SAFETENSORS = (
     'python -c "import sys, transformers as t; folder = sys.argv[1]; '

@@ -91,6 +91,7 @@ def write_config(config: GPTConfig) -> dict[str, Any]:
 
 GPT2 = Family(
     model_type="gpt2",
+    prefix="transformer.",
     architectures={"GPT2Model": GPT, "GPT2LMHeadModel": GPTForCausalLM},
     tables={GPT: TRUNK, GPTForCausalLM: TRUNK.under("transformer.", "gpt.") + WITHOUT_PREFIX + HEAD},
     read_config=read_config,

@@ -94,6 +94,7 @@ def write_mistral(config: GPTConfig) -> dict[str, Any]:
 
 LLAMA = Family(
     model_type="llama",
+    prefix="model.",
     architectures={"LlamaModel": GPT, "LlamaForCausalLM": GPTForCausalLM},
     tables=tables(TRUNK),
     read_config=read_llama,

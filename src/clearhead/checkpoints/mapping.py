@@ -136,6 +136,57 @@ def read_tensors(
         yield from zip(_names(rule), rule.op.read(tensor), strict=True)
 
 
+class Renamed:
+    """The tensors of a file under the names that a table has for them, with the prefix of the trunk or without.
+
+    A trunk is also published as a head's file has it, `bert.embeddings...` for `embeddings...`, and a head's file with
+    no prefix. Where the trunk alone is wanted, the tensors of a head beside it are left out.
+    """
+
+    def __init__(self, source: Source, table: Table, prefix: str, n_layers: Depths) -> None:
+        """Rename what `table` has no name for, where it has one with or without `prefix`."""
+        theirs = [row.theirs for row in table.rules] + [row.theirs for row in table.aliases]
+        theirs += [row.theirs for row in table.ignored]
+        known = {name for each in theirs for (name,) in _written_out((each,), n_layers)}
+        is_trunk = not any(name.startswith(prefix) for name in known)
+        self.source, self.names, self.left_out = source, dict[str, str](), list[str]()
+        has_prefix = any(name.startswith(prefix) for name in source.shapes)
+        for name in source.shapes:
+            other = name.removeprefix(prefix) if name.startswith(prefix) else prefix + name
+            wanted = other if name not in known and other in known and other not in source.shapes else name
+            if prefix and is_trunk and has_prefix and wanted not in known and not name.startswith(prefix):
+                self.left_out.append(name)
+            else:
+                self.names[wanted] = name
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor, by its name in the table."""
+        shapes = self.source.shapes
+        return {wanted: shapes[name] for wanted, name in self.names.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return the tensor called `name` in the table."""
+        return self.source.read(self.names[name])
+
+    def file(self, name: str) -> str:
+        """Return the file that holds `name`, for messages."""
+        return self.source.file(self.names.get(name, name))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no number of `tensor` is NaN or infinite, which a sum tells in one pass over the memory."""
+    if tensor.itemsize == 1:  # float8 can be converted, not added up
+        tensor = tensor.float()
+    total = tensor.sum(dtype=torch.float32 if tensor.itemsize == 2 else None)
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
+
+
+def name_in_file(table: Table, like: Mapping[str, Tensor], n_layers: Depths, ours: str) -> str:
+    """Return what a tensor of ours is called in the table."""
+    return next(rule.theirs for rule in _rules_for(table, like, n_layers) if ours in _names(rule))
+
+
 def _shape_of(tensor: Tensor) -> Tensor:
     """Return what has the shape of `tensor` and takes no memory, until torch.cat makes a byte of each number.
 

@@ -148,6 +148,7 @@ def _write_rotary(rotary: Any) -> dict[str, Any]:
 
 MODERNBERT = Family(
     model_type="modernbert",
+    prefix="model.",
     architectures={
         "ModernBertModel": ModernBert,
         "ModernBertForMaskedLM": ModernBertForMaskedLM,

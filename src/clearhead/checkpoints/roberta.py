@@ -61,6 +61,7 @@ def write_config(config: BertConfig) -> dict[str, Any]:
 
 ROBERTA = Family(
     model_type="roberta",
+    prefix="roberta.",
     architectures={
         "RobertaModel": Bert,
         "RobertaForMaskedLM": BertForMaskedLM,

@@ -159,7 +159,11 @@ def read_config(published: Json, architecture: str, names: Collection[str]) -> V
         raise CheckpointError(f"label_names: expected a list of {n_classes} names, got {shown(labels)}")
     values |= {"class_position": not values.pop("unplaced"), "image_size": _sides(values["image_size"])}
     return ViTConfig(
-        **values, d_ff=int(values["d_model"] * ratio), norm_before_pool=not pools, labels=tuple(map(str, labels))
+        **values,
+        d_ff=int(values["d_model"] * ratio),
+        norm_before_pool=not pools,
+        labels=tuple(map(str, labels)),
+        antialias=True,  # timm, layers/pos_embed.py, which dynamic_img_size calls for pictures of another size
     )
 
 
@@ -189,9 +193,13 @@ def write_config(config: ViTConfig) -> dict[str, Any]:
 
 
 def plain(config: ViTConfig) -> ViTConfig:
-    """Return `config` without what acts in training only and is no part of the model to timm."""
+    """Return `config` without what acts in training only and is no part of the model to timm.
+
+    timm always resamples positions with antialiasing, and only for pictures of another size than the model's.
+    """
     initial = None if config.layer_scale is None else 1.0  # what a scale started from is no part of what it is
-    return replace(config, dropout=0.0, attention_dropout=0.0, stochastic_depth=0.0, layer_scale=initial)
+    config = replace(config, layer_scale=initial, antialias=True)
+    return replace(config, dropout=0.0, attention_dropout=0.0, stochastic_depth=0.0)
 
 
 def _arguments(published: Json) -> dict[str, Any]:

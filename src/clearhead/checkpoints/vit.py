@@ -112,6 +112,7 @@ def plain(config: ViTConfig) -> ViTConfig:
 
 VIT = Family(
     model_type="vit",
+    prefix="vit.",
     architectures={"ViTModel": ViT, "ViTForImageClassification": ViTForImageClassification},
     tables={
         ViT: TRUNK + POOLER,
@@ -124,6 +125,7 @@ VIT = Family(
 )
 DEIT = Family(
     model_type="deit",
+    prefix="deit.",
     architectures={
         "DeiTModel": ViT,
         "DeiTForImageClassification": ViTForImageClassification,

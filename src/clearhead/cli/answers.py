@@ -141,11 +141,13 @@ class Writer:
             ids.pop()
         if not ids:
             raise InputError(f"{text!r} holds nothing that this model's tokenizer knows: expected words to go on from")
-        room = min(n_new, max(config.max_len - len(ids), config.max_len // 2))
-        left_out = max(0, len(ids) + room - config.max_len)
+        if (longest := config.context_len) is None:
+            return ids, n_new
+        room = min(n_new, max(longest - len(ids), longest // 2))
+        left_out = max(0, len(ids) + room - longest)
         if room < n_new or left_out:
             only = f"the first {left_out:,} of the text are left out" if left_out else f"only {room:,} can be written"
-            note(f"the model reads and writes {config.max_len:,} pieces in all: {only}")
+            note(f"the model reads and writes {longest:,} pieces in all: {only}")
         return ids[left_out:], room
 
 

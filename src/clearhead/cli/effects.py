@@ -39,7 +39,7 @@ def run(
 
     folder, reader = open_for("effect", model)
     config: Any = reader.config
-    longest = config.max_len
+    longest = getattr(config, "context_len", config.max_len)
     encoded = Tokenizer.load(folder).encode(text, max_len=longest).require_known(config.vocab_size)
     if encoded.truncated:
         note(f"the model reads {longest} pieces at once: the last {encoded.truncated:,} are left out")

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from clearhead.classification import Encoder, Runner, classify, embed, fastest
 from clearhead.cli.opening import LABELS_PICTURES, open_for
 from clearhead.cli.output import note, one_line
+from clearhead.cli.sentence_transformers import Before
 from clearhead.data.images import ImageProcessor, find_images
 from clearhead.data.tokenizer import Encoded, Tokenizer
-from clearhead.errors import CheckpointError, InputError
-from clearhead.json_files import BOOLEAN, TEXT, read_json
+from clearhead.errors import InputError
 from clearhead.models.bert import Bert, BertForSequenceClassification
 from clearhead.models.modernbert import ModernBert, ModernBertForSequenceClassification
 from clearhead.packed import PackedEncoder
 
 AT_ONCE = 32  # pictures in a batch
-POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -146,30 +145,18 @@ class Embedder:
         folder, model = open_for("embed", name)
         trunk = model if isinstance(model, Bert | ModernBert) else model.bert
         assert isinstance(trunk, Bert | ModernBert)
-        require_mean(folder)
+        self.before = Before.of(folder)
         self.trunk = trunk
         self.windows = Windows(Tokenizer.load(folder), self.trunk.config.max_len, "vectors")
         self.runner = runner_of(self.trunk, dtype, threads)
 
     def read(self, texts: Sequence[str]) -> Iterator[Tensor]:
         """Yield a unit vector for each text."""
-        windows = self.windows.of(texts)
+        windows = self.windows.of([self.before.put(text) for text in texts])
         vectors = embed(self.trunk, (window.ids for some in windows for window in some), runner=self.runner)
         for some in windows:
             mean = average(some, [next(vectors) for _ in some])
             yield nn.functional.normalize(mean, dim=-1) if len(some) > 1 else mean
-
-
-def require_mean(folder: Path) -> None:
-    """Raise CheckpointError where sentence-transformers' files say that vectors are no mean over the tokens."""
-    for path in sorted(folder.glob("*_Dense/config.json")):
-        raise CheckpointError(f"{path}: one more layer behind the mean over the tokens, which embed does not compute")
-    for path in sorted(folder.glob("*_Pooling/config.json")):
-        said = read_json(path, {"pooling_mode": TEXT, **{f"pooling_mode_{mode}": BOOLEAN for mode in POOLING_MODES}})
-        modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is not False]
-        if said.get("pooling_mode", "mean") != "mean" or modes not in ([], ["pooling_mode_mean_tokens"]):
-            asked = " and ".join(modes) or f"pooling_mode {said['pooling_mode']!r}"
-            raise CheckpointError(f"{path}: {asked}, but embed takes the mean over the tokens: other vectors than its")
 
 
 def runner_of(model: Encoder, dtype: str, threads: int | None) -> Runner:

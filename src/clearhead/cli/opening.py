@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from clearhead.checkpoints import find, load
+from clearhead.checkpoints import find, load, origin
 from clearhead.checkpoints.files import CONFIG, DEFAULTS
+from clearhead.cli.output import note
 from clearhead.errors import InputError, a
 from clearhead.models.bert import Bert, BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification
 from clearhead.models.encoder_decoder import EncoderDecoder
@@ -49,6 +50,9 @@ def open_for(verb: str, name: str) -> tuple[Path, nn.Module]:
         )
     folder = find(name)
     model = load(folder, frozen=True)  # no command here trains it
+    if (came_from := origin(model)) is not None:
+        for remark in came_from.notes:
+            note(remark)
     if verb not in (fits := verbs_for(model)):
         others = f"It is for {' and '.join(filter(None, (', '.join(fits[:-1]), fits[-1])))}"
         raise InputError(

@@ -119,7 +119,7 @@ class TextReader(Reader):
         """Return a text ready to be read, cut to what the model can read."""
         self.refuse_target(target)
         text = as_text(given)
-        encoded, notes = cut(self.tokenizer, text, self.config.max_len)
+        encoded, notes = cut(self.tokenizer, text, getattr(self.config, "context_len", self.config.max_len))
         ids = encoded.require_known(self.config.vocab_size).ids
         return self.prepare_ids(ids, encoded.special, encoded.spans, notes=notes)
 
@@ -235,7 +235,7 @@ def reader_of(folder: Path, model: nn.Module) -> Reader:
     return kind(folder, model)
 
 
-def cut(tokenizer: Tokenizer, text: str, max_len: int) -> tuple[Encoded, tuple[str, ...]]:
+def cut(tokenizer: Tokenizer, text: str, max_len: int | None) -> tuple[Encoded, tuple[str, ...]]:
     """Return the tokens of a text, as many as the model can read, and a remark where some are left out."""
     encoded = tokenizer.encode(text, max_len=max_len)
     if not encoded.truncated:

@@ -33,7 +33,7 @@ from clearhead.cache import KVCache, LayerCache
 from clearhead.config import check_numbers
 from clearhead.errors import ConfigError, ShapeError
 from clearhead.positions import LearnedPositions, Order
-from clearhead.rotary import NormedQueriesAndKeys, Rotary, Stretch
+from clearhead.rotary import DynamicNTK, Llama3, NormedQueriesAndKeys, Rotary, Stretch, Yarn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,20 @@ class GPTConfig:
         if not self.windows or any(window is not None and window < 1 for window in self.windows):
             raise ConfigError(f"GPTConfig: windows are numbers of keys from 1, or None, got {self.windows}")
         activation(self.activation)
+
+    @property
+    def context_len(self) -> int | None:
+        """How many tokens the model is made to read; None: any number.
+
+        It is `max_len`, which configs may state without regard to a stretch: YaRN and Llama 3's frequencies reach
+        `factor` times the length that the model was trained at (Peng et al. 2023), and dynamic NTK follows the text.
+        """
+        stretch = self.rotary.stretch if self.rotary else None
+        if isinstance(stretch, DynamicNTK):
+            return None
+        if isinstance(stretch, Yarn | Llama3):
+            return max(self.max_len, int(stretch.factor * stretch.trained_len))
+        return self.max_len
 
     def window(self, layer: int) -> int | None:
         """Return how many keys a query of this layer sees, or None for all before it."""
