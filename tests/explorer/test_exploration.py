@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearhead.errors import InputError, WatchError
 from clearhead.explorer import blocks
@@ -17,7 +17,7 @@ from clearhead.explorer.questions import QUESTIONS, exact, maps
 from clearhead.explorer.runner import Runner
 from clearhead.explorer.scene import Scene
 from clearhead.explorer.table import Answer, Parameter
-from clearhead.seeing import Recording
+from clearhead.seeing import Recording, watch
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import pyramid
 from clearhead.seeing.rule import Rule
@@ -267,6 +267,21 @@ def test_why_of_any_recording_has_plain_steps() -> None:
     found = Exploration([Scene.of(recording(8))]).ask("why", layer=0, head=0, query=3, key=1).meta
     assert [step["name"] for step in found["steps"]] == ["score", "scale", "softmax"]
     assert found["moved"] is None and found["steps"][0]["code"] is None
+
+
+class Squared(nn.Module):
+    """Attention by hand whose weights are kept."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).softmax(-1).square() @ v
+
+
+def test_why_of_weights_that_were_kept_says_so() -> None:
+    with torch.no_grad(), watch(model := Squared()) as seen:
+        model(*(torch.randn(1, 2, 8, 4) for _ in range(3)))
+    found = Exploration([Scene.of(seen)]).ask("why", layer=0, head=1, query=3, key=2).meta
+    assert found["weight"] == float(seen.map(0, 1)[3, 2]) and found["score"] is None
+    assert "it was kept" in found["steps"][0]["sentence"]
 
 
 # ---------------------------------------------------------------- what a scene is

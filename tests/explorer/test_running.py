@@ -65,6 +65,17 @@ def test_a_hidden_token_moves_nothing_but_itself_into_others(exploration: Explor
     assert max(meta["answer"]["probabilities"]) == pytest.approx(float(output.softmax(-1).max()))
 
 
+def test_a_temperature_moves_the_answer_as_the_edit_does(exploration: Exploration, runner: Runner) -> None:
+    asked = [{"temperature": {"layer": 2, "factor": 4}}]
+    meta = done(exploration, "run", scene="s1", edits=asked)["meta"]
+    reader, prepared = runner.reader("sentiment"), exploration.scenes["s1"].prepared
+    assert prepared is not None
+    with edit(reader.model) as change:
+        change.temperature(2, None, 4.0)
+        output = reader.run(prepared)
+    assert max(meta["answer"]["probabilities"]) == pytest.approx(float(output.softmax(-1).max()))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_token_of_either_text_of_a_pair_can_be_hidden(axis: int, exploration: Exploration) -> None:
     edits = [{"hide": {"token": 2, "axis": axis}}]
@@ -133,7 +144,7 @@ def test_heads_know_their_effect_once_it_was_tried(exploration: Exploration) -> 
         ({"text": "x"}, "model expects one of"),
         ({"image": "p9", "model": "pictures"}, "there is no picture 'p9'"),
         ({"scene": "s1", "edits": [{"off": {}}]}, "off needs layer"),
-        ({"scene": "s1", "edits": [{"of": {}}]}, "an edit is an object with one of off, cut, hide"),
+        ({"scene": "s1", "edits": [{"of": {}}]}, "an edit is an object with one of off, cut, hide, temperature"),
         ({"scene": "s1", "edits": [{"off": {"layer": "a"}}]}, "layer of off expects a whole number"),
         ({"scene": "s1", "edits": [{"off": {"layer": 1, "query": 1}}]}, "off has no 'query'"),
         ({"scene": "s1", "generate": {"max_new_tokens": 0}}, "max_new_tokens= expects"),

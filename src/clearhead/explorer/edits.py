@@ -3,6 +3,7 @@
 {"off": {"layer": 2, "head": 0}}                              the head gives nothing; without head, the layer
 {"cut": {"layer": 2, "head": 0, "query": 6, "key": 3}}        one link; head or layer null means all of them
 {"hide": {"token": 3, "axis": 0}}                             hidden from all other positions, in all heads
+    {"temperature": {"layer": 2, "head": 0, "factor": 0.5}}       scores are divided by the factor before the softmax
 """
 
 import contextlib
@@ -17,14 +18,15 @@ from clearhead.seeing import edit
 from clearhead.seeing.editing.editor import Edits
 
 MAX_EDITS = 200
+MAX_FACTOR = 1_000
 MAX_POSITION = 2**31 - 1
 FIELDS: dict[str, tuple[str, ...]] = {
     "off": ("layer", "head"),
     "cut": ("layer", "head", "query", "key"),
     "hide": ("token", "axis"),
+    "temperature": ("layer", "head", "factor"),
 }
-NEEDED = {"off": ("layer",), "cut": ("query", "key"), "hide": ("token",)}
-LONGEST_WRITTEN = 4096  # positions a hidden token is hidden from while a text is being written
+NEEDED = {"off": ("layer",), "cut": ("query", "key"), "hide": ("token",), "temperature": ("factor",)}
 NOTE = (
     "Maps show the weights that queries and keys make. An edit acts on what its layer gives, so it moves the maps of "
     "later layers, not of its own."
@@ -54,7 +56,12 @@ def _fields(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if missing := [name for name in NEEDED[kind] if name not in fields]:
         raise InputError(f"{kind} needs {missing[0]}")
     for name, value in fields.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_POSITION:
+        if name == "factor":
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_FACTOR:
+                raise InputError(
+                    f"factor of {kind} expects a number above 0 up to {MAX_FACTOR:,}, got {repr(value)[:40]}"
+                )
+        elif not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_POSITION:
             raise InputError(f"{name} of {kind} expects a whole number from 0, got {repr(value)[:40]}")
     return fields
 
@@ -82,17 +89,18 @@ def _apply(change: Edits, kind: str, fields: Mapping[str, Any], model: nn.Module
         change.switch_off(fields["layer"], fields.get("head"))
     elif kind == "cut":
         change.cut(fields.get("layer"), fields.get("head"), fields["query"], fields["key"])
+    elif kind == "temperature":
+        change.temperature(fields.get("layer"), fields.get("head"), fields["factor"])
     else:
         _hide(change, fields["token"], fields.get("axis", 0), model)
 
 
 def _hide(change: Edits, token: int, axis: int, model: nn.Module) -> None:
     """Cut the links to a token from all positions but its own, in all layers whose keys are of its text."""
-    others = [place for place in range(max(LONGEST_WRITTEN, token + 1)) if place != token]
     if not isinstance(model, EncoderDecoder):
-        change.cut(None, None, others, token)
+        change.hide(None, token)
     elif axis == 0:
-        change.cut("encoder.*", None, others, token)
+        change.hide("encoder.*", token)
         change.cut("*cross_attention", None, None, token)
     else:
-        change.cut("decoder.blocks.*.attention", None, others, token)
+        change.hide("decoder.blocks.*.attention", token)

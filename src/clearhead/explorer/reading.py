@@ -75,6 +75,7 @@ class Reader(ABC):
         self.folder, self.model = folder, model
         self.config: Any = model.config
         self.given: dict[str, Given] = {}
+        self.running = False
         for name, module in model.named_modules():
             if isinstance(module, MultiHeadAttention):
                 module.register_forward_pre_hook(self._keeping(name), with_kwargs=True)
@@ -85,9 +86,12 @@ class Reader(ABC):
 
     def run(self, prepared: Prepared) -> Any:
         """Call the model, without gradients."""
-        self.given = {}
-        with torch.no_grad():
-            return self.model(*prepared.inputs)
+        self.given, self.running = {}, True
+        try:
+            with torch.no_grad():
+                return self.model(*prepared.inputs)
+        finally:
+            self.running = False
 
     def answer(self, prepared: Prepared, output: Any) -> dict[str, Any] | None:
         """Return what the model says of an input, as plain values, or None where it says nothing."""
@@ -97,6 +101,8 @@ class Reader(ABC):
         """Return a hook that keeps what the layer `name` is given, its one text without the batch."""
 
         def keep(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+            if not self.running:  # it writes: what the last run was given is of a scene
+                return
             memory = inputs[1][0] if len(inputs) > 1 and inputs[1] is not None else None
             self.given[name] = Given(inputs[0][0], named["mask"], memory)
 

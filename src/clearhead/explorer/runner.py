@@ -155,7 +155,7 @@ class Runner:
         context, shown = ids[-CONTEXT:], ""
         written: list[int] = []
         before = len(reader.tokenizer.decode(context))
-        stop = end_tokens(reader.folder)
+        stop = end_tokens(reader.folder, reader.config.vocab_size)
         for step in generate(reader.model, [ids], max_new_tokens=room, choose=choose, stop=stop):
             for token in step:
                 written.append(token.id)

@@ -45,6 +45,45 @@ def masks(n_queries: int, n_keys: int) -> dict[str, Tensor | None]:
 # ---------------------------------------------------------------- what an edit computes
 
 
+@pytest.mark.parametrize("kind", ["none", "padding", "a blind row", "bias"])
+def test_a_temperature_divides_scores_and_biases(kind: str) -> None:
+    q, k, v = (torch.randn(2, heads, time, 8) for heads, time in ((4, 6), (2, 7), (2, 7)))
+    mask, model = masks(6, 7)[kind], Fused()
+    plain = model(q, k, v, mask, enable_gqa=True)
+    with edit(model) as change:
+        change.temperature(0, [1, 3], 2.5)
+        found = model(q, k, v, mask, enable_gqa=True)
+    cooled = mask / 2.5 if kind == "bias" and mask is not None else mask
+    wanted = dense(q / 2.5, k, cooled) @ v.repeat_interleave(2, 1).double()
+    assert torch.equal(found[:, [0, 2]], plain[:, [0, 2]])
+    torch.testing.assert_close(found[:, [1, 3]].double(), wanted[:, [1, 3]], atol=3e-6, rtol=0)
+
+
+def test_temperatures_multiply_and_go_with_cuts() -> None:
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    with edit(model := Fused()) as change:
+        change.temperature(0, None, 2.0)
+        change.temperature(0, None, 1.5)
+        change.cut(0, None, 3, 1)
+        found = model(q, k, v)
+    may = torch.ones(5, 5, dtype=torch.bool)
+    may[3, 1] = False
+    torch.testing.assert_close(found.double(), dense(q / 3, k, may) @ v.double(), atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf"), True])
+def test_a_temperature_is_a_number_above_0(factor: float, bert: Bert) -> None:
+    with pytest.raises(InputError, match="factor= expects a number above 0"), edit(bert) as change:
+        change.temperature(0, 0, factor)
+
+
+def test_a_replaced_pattern_has_no_temperature(bert: Bert, tokens: Tensor) -> None:
+    with pytest.raises(WatchError, match="no scores that a temperature divides"), edit(bert) as change:
+        change.replace(0, 0, torch.eye(9))
+        change.temperature(0, 0, 2.0)
+        bert(tokens)
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("dtype", LIMITS)

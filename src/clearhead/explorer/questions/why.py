@@ -34,6 +34,8 @@ def why(
     at = place(exploration, scene, layer, call, batch, head)
     row, key = at.require_query(query), at.require_key(key)
     one, i = at.call, at.heads[0]
+    if one.weights is not None:
+        return Answer(_kept(at, layer, head, query, key, call))
     q, k = one.q[batch, i, row].to(one.exact), one.k[batch, one.kv_of[i], key].to(one.exact)
     products = q * k
     score = float(products.sum())
@@ -70,6 +72,26 @@ def why(
     }
     found |= _moved(at, key, float(weights[key]))
     return Answer(found | {"steps": _steps(at, query) or _plain_steps(found, query, key)})
+
+
+def _kept(at: Place, layer: int, head: int, query: int, key: int, call: int) -> dict[str, Any]:
+    """Return what is known of a weight that queries and keys do not tell: the weight itself."""
+    weights = at.scene.seen.row(layer, head, query, batch=at.batch, call=call)
+    best = weights.sort(descending=True, stable=True)
+    unknown = ("score", "scale", "scaled", "softcap", "bias", "z", "lse", "sink", "rest")
+    top = [{"key": j, "score": None, "weight": float(weights[j])} for j in best.indices[:MAX_KEYS].tolist()]
+    said = "The model computes this weight in a way of its own, which queries and keys do not tell: it was kept."
+    step = {"name": "weight", "equation": f"w = {float(weights[key]):.4g}", "sentence": said}
+    return {
+        "weight": float(weights[key]),
+        "rank": 1 + int((weights > weights[key]).sum()),
+        **dict.fromkeys(unknown),
+        "hidden": False,
+        "channels": [],
+        "softmax": {"top": top},
+        **_moved(at, key, float(weights[key])),
+        "steps": [step | {"code": None, "file": None, "line": None}],
+    }
 
 
 def _number(score: Tensor) -> float | None:

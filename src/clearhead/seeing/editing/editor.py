@@ -23,7 +23,7 @@ from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.editing import edits
 from clearhead.seeing.editing.continuing import Met, meet
-from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
+from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff, Temperature
 from clearhead.seeing.editing.unchanged import passed_by, unseen_of
 from clearhead.seeing.maps import sight
 from clearhead.seeing.recorder import Recorder, asked, four, not_plain
@@ -110,7 +110,17 @@ class Edits:
         """
         key = _places(key, "key")
         address = _address("hide", layer, None, batch, key=key)
-        self.edits.append(Cut(**address, query=None, key=key, renormalise=renormalise, spares_own=True))
+        self._add(Cut(**address, query=None, key=key, renormalise=renormalise, spares_own=True))
+
+    def temperature(self, layer: Layers, head: Heads, factor: int | float, *, batch: Texts = None) -> None:
+        """Divide the scores of heads by `factor` before the softmax: above 1 they spread, below 1 they concentrate.
+
+        Raises:
+            InputError: The factor is no number above 0.
+        """
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+            raise InputError(f"factor= expects a number above 0, got {factor!r}")
+        self._add(Temperature(**_address("temperature", layer, head, batch, factor=factor), factor=float(factor)))
 
     def replace(self, layer: Layers, head: Heads, pattern: Float[Tensor, "query key"], *, batch: Texts = None) -> None:
         """Let heads mix their values by `pattern`, which is used as it is: no softmax, no mask, no dropout."""

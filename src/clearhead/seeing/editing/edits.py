@@ -6,6 +6,7 @@ Nothing is run twice but the rows that an edit names. With w the weights of a he
     cut            out_i = out_i - w_ij v_j                           the one weight from the kernel's log-sum-exp
     cut, renormalised     out_i = (out_i - w_ij v_j) / (1 - w_ij)     the same, where most of the row is left; else
                           softmax of the row with -inf at j, times v  the row alone
+    temperature    out = softmax(scores / factor) v
     replace        out = pattern @ v
     patch          out = what a head gave in another run
 
@@ -14,6 +15,7 @@ keeps its bits. Scaling heads is Michel et al. 2019, "Are Sixteen Heads Really B
 "attention knockout" of Geva et al. 2023; patching is Vig et al. 2020, "causal mediation analysis".
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -22,10 +24,11 @@ from torch import Tensor
 
 from clearhead.errors import ShapeError, WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff
+from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff, Temperature
 from clearhead.seeing.maps import formula, products
 from clearhead.seeing.recordings.recording import FEW, Recording
 
+Mixing = Replace | Cut | Temperature  # what changes the weights that a head mixes its values by
 MOST = 0.5  # of a row may be cut and the rest stretched: rounding of what was there grows to twice its size
 
 
@@ -33,7 +36,7 @@ def apply(edits: Sequence[Edit], site: Site) -> tuple[Float[Tensor, "batch heads
     """Return what the heads give after `edits`, None for no change, and which edits found their place here."""
     out = site.out.clone()  # in its own layout, so that what follows runs the same kernels
     with products.full_precision():
-        done: list[Edit] = [*_mix([edit for edit in edits if isinstance(edit, Replace | Cut)], site, out)]
+        done: list[Edit] = [*_mix([edit for edit in edits if isinstance(edit, Mixing)], site, out)]
         done += _patch([edit for edit in edits if isinstance(edit, Patch)], site, out)
         done += _switch_off([edit for edit in edits if isinstance(edit, SwitchOff)], site, out)
     return (out if done else None), done
@@ -112,10 +115,10 @@ def _recorded(edit: Patch, source: Recording, site: Site) -> Call:
     return calls[0]
 
 
-def _mix(edits: Iterable[Replace | Cut], site: Site, out: Tensor) -> list[Edit]:
+def _mix(edits: Iterable[Mixing], site: Site, out: Tensor) -> list[Edit]:
     """Apply replaced patterns and cuts, head by head, heads with the same edits together."""
     done: list[Edit] = []
-    todo: dict[tuple[int, int], list[Replace | Cut]] = {}
+    todo: dict[tuple[int, int], list[Mixing]] = {}
     for edit in edits:
         texts, heads = addressed(edit, site)
         if not _is_here(edit, site):
@@ -124,7 +127,7 @@ def _mix(edits: Iterable[Replace | Cut], site: Site, out: Tensor) -> list[Edit]:
             for head in heads:
                 todo.setdefault((text, head), []).append(edit)
         done.append(edit)
-    alike: dict[tuple[int, tuple[int, ...]], tuple[list[int], list[Replace | Cut]]] = {}
+    alike: dict[tuple[int, tuple[int, ...]], tuple[list[int], list[Mixing]]] = {}
     for (text, head), some in todo.items():
         alike.setdefault((text, tuple(map(id, some))), ([], some))[0].append(head)
     for (text, _), (heads, some) in alike.items():
@@ -132,7 +135,7 @@ def _mix(edits: Iterable[Replace | Cut], site: Site, out: Tensor) -> list[Edit]:
     return done
 
 
-def _is_here(edit: Replace | Cut, site: Site) -> bool:
+def _is_here(edit: Mixing, site: Site) -> bool:
     """Return whether a call has the positions of an edit; raises for what can never be right."""
     call = site.call
     if isinstance(edit, Replace):
@@ -147,6 +150,10 @@ def _is_here(edit: Replace | Cut, site: Site) -> bool:
             f"{edit.said}: layer {site.index} {site.name!r} drops weights at random (dropout {call.dropout}), and "
             f"which ones only its kernel knows: call model.eval() first"
         )
+    if isinstance(edit, Temperature):
+        if call.weights is not None:
+            raise WatchError(f"{edit.said}: layer {site.index} {site.name!r} has weights of its own kind and no scores")
+        return True
     for what, asked, n, found in (
         ("query", edit.query, site.first + call.n_queries, site.rows(edit.query)),
         ("key", edit.key, site.first_key + call.n_keys, site.cols(edit.key)),
@@ -161,20 +168,25 @@ def _absent(what: str, asked: Places, n: int) -> str:
     return f"there is no {what} {asked}: its last call had {n}"
 
 
-def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Tensor, out: Tensor) -> None:
+def _mix_alike(edits: Sequence[Mixing], site: Site, text: int, heads: Tensor, out: Tensor) -> None:
     """Write into `out` what `heads` of one text give after `edits`, touching only the rows that these name."""
     call = site.call
     cuts = [edit for edit in edits if isinstance(edit, Cut)]
     patterns = [edit.pattern for edit in edits if isinstance(edit, Replace)]
+    factors = [edit.factor for edit in edits if isinstance(edit, Temperature)]
+    if factors and patterns:
+        raise WatchError(
+            f"layer {site.index} {site.name!r}: a replaced pattern has no scores that a temperature divides"
+        )
     rows: Sequence[int] = (
-        range(call.n_queries) if patterns else sorted({row for cut in cuts for row in site.cut_rows(cut)})
+        range(call.n_queries) if patterns or factors else sorted({row for cut in cuts for row in site.cut_rows(cut)})
     )
     given = patterns[-1].to(out.device).expand(len(heads), -1, -1) if patterns else None
     if given is None and call.weights is not None:
         given = call.weights[text, heads]
     v = site.values(text, heads)
     kinds = {cut.renormalise for cut in cuts}
-    if len(kinds) == 1 and not patterns and not site.wants_gradient and call.lse is not None:
+    if len(kinds) == 1 and not patterns and not factors and not site.wants_gradient and call.lse is not None:
         rows = _take_away(cuts, site, text, heads, rows, out)
     every = torch.arange(call.n_keys, device=out.device)
     for some in _pieces(rows, len(heads) * call.n_keys, out.device):
@@ -185,8 +197,10 @@ def _mix_alike(edits: Sequence[Replace | Cut], site: Site, text: int, heads: Ten
             scale = weights.sum(-1, keepdim=True) / left.sum(-1, keepdim=True)
             weights = torch.where(closed.any(-1, keepdim=True), left * scale.nan_to_num(0, 0, 0), weights)
         else:
-            scores = formula.scores(call, text, heads, some, every).masked_fill(closed, -torch.inf)
-            weights = _softmax(scores, formula.sinks(call, text, heads, some))
+            factor = math.prod(factors)
+            scores = formula.scores(call, text, heads, some, every).masked_fill(closed, -torch.inf) / factor
+            sinks = formula.sinks(call, text, heads, some)
+            weights = _softmax(scores, None if sinks is None else sinks / factor)
         if False in kinds:
             weights = weights.masked_fill(_gone([cut for cut in cuts if not cut.renormalise], site, some), 0)
         out[text, heads[:, None], some] = (weights @ v).to(out.dtype)

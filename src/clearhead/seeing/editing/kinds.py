@@ -67,6 +67,13 @@ class Replace(Edit):
 
 
 @dataclass(eq=False, kw_only=True)
+class Temperature(Edit):
+    """The heads' scores, biases included, are divided by `factor` before the softmax."""
+
+    factor: float
+
+
+@dataclass(eq=False, kw_only=True)
 class Patch(Edit):
     """The heads give what `source` holds: (query, d_value), or the same layer and head of a recording."""
 
