@@ -195,11 +195,11 @@ class Region:
     def running(self, args: Any, kwargs: Any) -> Iterator[None]:
         """Let the watcher know that the module runs."""
         looks = looks_like_attention(self.name, type(self.original))
-        self.beside.begins(self.name, self.module, args, kwargs, looks)
+        self.beside.begins(self.name, looks, self.module, args, kwargs)
         try:
             yield
         finally:
-            self.beside.ends(self.name)
+            self.beside.ends(self.name, self.module, args, None)
 
     def leave(self, entry: str) -> None:
         """Put back what was there, unless the module was compiled again in the meantime."""

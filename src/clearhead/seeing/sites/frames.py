@@ -12,7 +12,7 @@ that was met, the module inside was its helper. Next: `whereabouts.py`.
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -39,13 +39,13 @@ class Frame:
     name: str
     module: nn.Module | None
     inputs: Any = ()
-    named: Any = field(default_factory=dict)
+    named: Any = None
     looks: bool = False
     attended: bool = False
     accounted: bool = False
     trial: Trial | None = None
     handled: BaseException | None = None
-    lost: list[tuple[str, str]] = field(default_factory=list)
+    lost: tuple[tuple[str, str], ...] = ()
 
 
 class Frames:
@@ -72,7 +72,9 @@ class Frames:
         self.running.append(frame)
 
     def pop(self, name: str, output: Any) -> None:
-        """Know that a forward has ended, and decide whether it was a loss."""
+        """Know that the forward of the module `name` has ended, and decide whether it was a loss."""
+        if not self.running or (self.running[-1].name != name and all(frame.name != name for frame in self.running)):
+            return  # it began before anybody watched
         frame = self.running.pop()
         while frame.name != name:  # the modules above it were left by an exception that torch tells no hook of
             frame = self.running.pop()
@@ -81,11 +83,12 @@ class Frames:
         lost = frame.lost
         if frame.attended and frame.looks:
             self.tried.update(helper for helper, _ in lost)
-            lost = []
+            lost = ()
         elif not (frame.attended or failed or self.again or self.is_clear(frame, output)):
-            lost = [*lost, (name, type(frame.module).__name__)]
+            lost = (*lost, (name, type(frame.module).__name__))
             self.tried.add(name)
-        self.end_trial(frame)
+        if frame.trial is not None:
+            self.end_trial(frame)
         if self.running:
             above = self.running[-1]
             above.lost += lost
@@ -132,7 +135,7 @@ class Frames:
         frame = self.running[-1]
         for name in unseen:
             self.account.ran.setdefault(name, len(self.account.ran))
-        frame.looks, frame.lost = False, [*frame.lost, *unseen.items()]
+        frame.looks, frame.lost = False, (*frame.lost, *unseen.items())
         frame.accounted |= bool(unseen)
         self.end_trial(frame)
 

@@ -24,7 +24,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clearhead.attention import attend_with_sinks
+from clearhead.seeing.sites.aten import KERNELS as OF_ATEN
+from clearhead.seeing.sites.aten import sighting_of as kernel_sighting
 from clearhead.seeing.sites.byhand import ByHand
+from clearhead.seeing.sites.edges import EXPONENTIALS, Edges
 from clearhead.seeing.sites.flash import INSIDE, Given, named, op_name
 from clearhead.seeing.sites.flex import UNCOMPILED, CannotTell, is_flex, sighting_of
 from clearhead.seeing.sites.found import Found, as_fused
@@ -36,8 +39,10 @@ from clearhead.seeing.sites.subclasses import causal_rule
 from clearhead.seeing.sites.trials import Trial
 
 FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
+FUSED_CALL = "scaled_dot_product_attention"
 ATEN = torch.ops.aten.scaled_dot_product_attention  # what it ends in; models that torch.export wrote call it
-FUSED_CALLS = {FUSED, ATEN, ATEN.default}
+FUSED_CALLS: set[Callable[..., Any]] = {FUSED, ATEN, ATEN.default}
+KERNELS = {**OF_ATEN, **dict.fromkeys(FUSED_CALLS, FUSED_CALL)}  # by function: what `see_kernel` calls it
 TRACED = "while torch.jit.trace ran the model it was not watched"
 
 
@@ -73,6 +78,7 @@ class FusedCalls(TorchFunctionMode):
         self.report, self.refuse, self.split = report, refuse, split
         self.asked: list[Asked] = []  # calls of transformers' attention interface that are running
         self.by_hand = ByHand(self.found_by_hand, self.lost, note, gradients)
+        self.edges = Edges(self.lost)
         self.flash, self.in_flash = Reader(note), False
         self.trials = trials
 
@@ -86,8 +92,9 @@ class FusedCalls(TorchFunctionMode):
         if torch._C._get_tracing_state() is not None:  # torch.jit.trace, which would write down what we compute
             self.note(TRACED)
             return func(*args, **kwargs)
-        if func in FUSED_CALLS and not torch.compiler.is_compiling():
-            return self.see(func, args, kwargs)
+        if func in KERNELS and not torch.compiler.is_compiling():
+            kernel = KERNELS[func]
+            return self.see(func, args, kwargs) if kernel == FUSED_CALL else self.see_kernel(kernel, func, args, kwargs)
         if func is F.multi_head_attention_forward and OWN.texts is None:
             with self.inside_torchs_own(*args):
                 return func(*args, **kwargs)
@@ -99,9 +106,12 @@ class FusedCalls(TorchFunctionMode):
             below = name.startswith("flash_attn") and not torch.is_grad_enabled()
             return self.see_flash(lambda: func(*args, **kwargs), named(func, args, kwargs), below)
         out = self.by_hand.run(func, args, kwargs)
-        for trial in [*self.trials]:
-            if not trial.goes_on(func, args, kwargs, out):
-                self.trials.remove(trial)
+        if self.edges.known or func in EXPONENTIALS:
+            self.edges.look(func, args, kwargs, out)
+        if self.trials:
+            for trial in [*self.trials]:
+                if not trial.goes_on(func, args, kwargs, out):
+                    self.trials.remove(trial)
         return out
 
     def see(self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -111,6 +121,17 @@ class FusedCalls(TorchFunctionMode):
             out = func(*args, **kwargs)
         edited = self.tell(replace(_fused(*args, **kwargs), lse=beside.found, out=out))
         return out if edited is None else edited
+
+    def see_kernel(self, name: str, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run a kernel behind the fused call, which the model called itself, and report it as that call."""
+        result = func(*args, **kwargs)
+        try:
+            sighting = kernel_sighting(name, args, kwargs, result)
+        except CannotTell as error:
+            self.lost(str(error))
+            return result
+        edited = self.tell(sighting)
+        return result if edited is None else (edited, *result[1:])
 
     def see_sinks(
         self,

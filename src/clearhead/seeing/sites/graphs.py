@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.attention import attend_with_sinks
+from clearhead.seeing.sites.aten import KERNELS
 from clearhead.seeing.sites.flash import op_name
 from clearhead.seeing.sites.flex import is_flex
 from clearhead.seeing.sites.frames import looks_like_attention
@@ -34,7 +35,6 @@ from clearhead.seeing.sites.vocabulary import TURNS, WHAT
 TORCHS_OWN = F.multi_head_attention_forward
 ATTENDS = {*FUSED_CALLS, TORCHS_OWN}
 NEED_WEIGHTS = 15  # its place among the arguments of that function
-INFERENCE_KERNELS = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
 ENDS = ("softmax", "exp", "log", "sum", "drawn")  # behind these, numbers are no weights any more
 REFUSED_INSIDE = "attention in a graph inside it: activation checkpointing, a condition"
 BY_HAND = "attention written by hand, which is recognised only where it runs as Python"
@@ -261,8 +261,9 @@ def untold(node: torch.fx.Node) -> str | None:
         return "flex_attention"
     if op_name(node.target) is not None:
         return "flash_attn or varlen_attn"
-    if getattr(node.target, "__name__", None) in INFERENCE_KERNELS:
-        return "nn.MultiheadAttention's inference kernel"
+    if (kernel := KERNELS.get(node.target)) is not None:  # type: ignore[arg-type]  # a name is no key of it
+        inference = kernel in ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
+        return "nn.MultiheadAttention's inference kernel" if inference else f"torch.ops.aten.{kernel}"
     if node.target is FUSED and f"in {attend_with_sinks.__name__}" in (node.stack_trace or ""):
         return "attention with sinks of our own, which the fused call takes for keys"
     if node.target is TORCHS_OWN:

@@ -6,9 +6,11 @@ what is seen, and `fused.py`, where it is seen.
 """
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +37,9 @@ ANOTHER_THREAD = "it ran in another thread than the one that watches"
 BACKWARD_THREADS = (
     "activation checkpointing ran layers again in several threads at once, where edits do not reach all of them: "
     "gradients are not those of the edited model"
+)
+TENSOR_PARALLEL = (
+    "layers are split over {} processes (tensor parallelism): heads are those of this process, numbered from 0 in each"
 )
 MAY_LEAVE_A_KERNEL = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
@@ -126,8 +131,7 @@ class Whereabouts:
         name = plain_name(name)
 
         looks = looks_like_attention(name, type(module))
-        begins = Hook(lambda module, inputs, named: self.begins(name, module, inputs, named, looks))
-        ends = Hook(lambda module, inputs, output: self.ends(name, output))
+        begins, ends = Hook(partial(self.begins, name, looks)), Hook(partial(self.ends, name))
         hooks = self.hooks[module] = Hooks(
             begins,
             ends,
@@ -139,7 +143,7 @@ class Whereabouts:
         finally:
             hooks.take_from(module)
 
-    def begins(self, name: str, module: nn.Module, inputs: Any, named: Any, looks: bool) -> None:
+    def begins(self, name: str, looks: bool, module: nn.Module, inputs: Any, named: Any) -> None:
         """Know that the forward of `module` begins, which `looks` like attention or does not."""
         if threading.get_ident() != self.thread and not self.follows_backward():
             self.begins_elsewhere(name, module)
@@ -150,14 +154,14 @@ class Whereabouts:
         if isinstance(module, MAY_LEAVE_A_KERNEL):
             self.note_kernels(module, inputs, named)
 
-    def ends(self, name: str, output: Any = None) -> None:
+    def ends(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         """Know that it has ended."""
         if threading.get_ident() != self.thread:
             self.elsewhere.depth -= 1
-        elif any(frame.name == name for frame in reversed(self.frames.running)):
-            self.frames.pop(name, output)
-            if not self.frames.running:
-                self.again.close()
+            return
+        self.frames.pop(name, output)
+        if not self.frames.running:
+            self.again.close()
 
     def starts(self) -> None:
         """Know that a forward of the model begins, or that backward runs a part of it again."""
@@ -226,7 +230,9 @@ class Whereabouts:
         By the number of heads that it says it has, where that leaves the texts it was given; else by those texts.
         """
         frame = self.frames.running[-1] if self.frames.running else Frame("", None)
-        given = next((x for x in (*frame.inputs, *frame.named.values()) if isinstance(x, Tensor) and x.ndim > 2), None)
+        given = next(
+            (x for x in (*frame.inputs, *(frame.named or {}).values()) if isinstance(x, Tensor) and x.ndim > 2), None
+        )
         if given is None:
             return 1, n
         for name in HOW_MANY_HEADS:
@@ -237,8 +243,25 @@ class Whereabouts:
 
     def count(self) -> tuple[int, str]:
         """Return the number and the name of the next call of the running module."""
-        name = self.frames.attend()
-        return self.recording.index(name), name
+        name, known = self.frames.attend(), len(self.recording.names)
+        index = self.recording.index(name)
+        if index == known and (n := processes_of(self.frames.running[-1].module)) > 1:
+            self.recording.note(TENSOR_PARALLEL.format(n))
+        return index, name
+
+
+def processes_of(module: nn.Module | None) -> int:
+    """Return over how many processes tensor parallelism has split the parameters of a running module."""
+    tensors: Any = sys.modules.get("torch.distributed.tensor")
+    if tensors is None or module is None:
+        return 1
+    split = (p.device_mesh.size() for p in module.parameters() if isinstance(p, tensors.DTensor) and is_split(p))
+    return max(split, default=1)
+
+
+def is_split(parameter: Any) -> bool:
+    """Say whether each process holds another part of a distributed parameter."""
+    return any(placement.is_shard() for placement in parameter.placements)
 
 
 @contextlib.contextmanager
