@@ -19,6 +19,7 @@ from clearhead.seeing.maps import sight
 from clearhead.seeing.recordings import forwards, peers
 from clearhead.seeing.recordings.account import Account, Unseen
 from clearhead.seeing.recordings.memory import in_words
+from clearhead.seeing.recordings.pictures import Pictures
 from clearhead.seeing.recordings.questions import LARGEST_MAP
 from clearhead.seeing.recordings.summaries import Summaries
 
@@ -53,7 +54,7 @@ class Forward:
     calls: dict[int, int]  # for each layer that took part, the `call` to ask for
 
 
-class Recording(Summaries):
+class Recording(Pictures, Summaries):
     """The attention of one or several forward passes; made by `watch`, which fills it while its body runs."""
 
     def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Pictures that stand alone: for papers, for notebooks without a kernel, and for exported pages."""
