@@ -107,7 +107,7 @@ class Scene:
 
     def first_query(self, layer: int, call: Call) -> int:
         """Return the position of a call's first query on its axis: later calls of a generation go on from the first."""
-        return max(call.n_keys - call.n_all, 0) if self.seen.of_one_text(layer, call) else 0
+        return call.positions.first if self.seen.of_one_text(layer, call) else 0
 
     def _axis(self, n: int) -> int:
         """Return the number of an axis with at least `n` positions, a new one where there is none."""

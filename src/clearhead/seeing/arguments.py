@@ -6,6 +6,7 @@ asked. Whether a position is there, the callers know.
 
 import operator
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -60,3 +61,16 @@ def numbers_of(tokens: Any) -> Tensor:
         what = f"a tensor {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else repr(tokens)
         raise InputError(f"tokens= expects the numbers of one text, a tensor of one axis such as tokens[0], got {what}")
     return tokens
+
+
+def mask(given: Any) -> Tensor:
+    """Return which positions of some texts are tokens, (texts, time), True for a token."""
+    if not isinstance(given, Tensor) or given.ndim != 2 or bool(((given != 0) & (given != 1)).any()):
+        got = f"a tensor {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+        raise InputError(f"mask= expects a tensor of texts x time, 1 for a token and 0 for padding, got {got}")
+    return given.detach() != 0
+
+
+def means(want: int | str, index: int, name: str) -> bool:
+    """Return whether `want`, a number or a pattern of names, means the layer of that number and name."""
+    return fnmatchcase(name, want) if isinstance(want, str) else want == index

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearhead.seeing.positions import Positions, in_order
 from clearhead.seeing.rule import Rule
 
 
@@ -41,6 +42,7 @@ class Call:
     forward:  the number of the forward pass that made the call.
     weights:  the model's own weights, kept where they cannot be computed from `q` and `k`; else None. `rule` then says
               what the model's mask hides, or which weights are not 0; the weights do not depend on it.
+    located:  which tokens its queries and keys are, where a recorder found that out; `positions` is what to ask for.
     """
 
     q: Float[Tensor, "batch kept query d_head"]
@@ -61,6 +63,7 @@ class Call:
     n_asked: int | None = None  # None: all are kept
     forward: int = 0
     weights: Float[Tensor, "batch kept query key"] | None = None
+    located: Positions | None = None
     normalisers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)  # by text, once asked for
 
     @property
@@ -96,9 +99,20 @@ class Call:
         return torch.arange(self.n_queries, device=self.q.device)
 
     @property
-    def stands(self) -> Int[Tensor, " query"]:
-        """Return the key at which each kept query stands, the last query at the last key, as in self-attention."""
-        return self.rows + self.n_keys - self.n_all
+    def positions(self) -> Positions:
+        """Return which tokens the queries and keys are.
+
+        Of a call that nobody located the last query stands at the last key.
+        """
+        if self.located is not None:
+            return self.located
+        shift = self.n_keys - self.n_all
+        return in_order(self.n_keys, shift, one_text=shift >= 0)
+
+    @property
+    def places(self) -> Int[Tensor, " query"]:
+        """Return the position of each kept query."""
+        return self.rows + self.positions.first
 
     @property
     def tensors(self) -> dict[str, Tensor]:

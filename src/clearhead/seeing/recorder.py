@@ -11,7 +11,6 @@ ran and could not be seen is listed by name in `seen.unseen`. Next: `recordings/
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 
 import torch
@@ -27,6 +26,7 @@ from clearhead.seeing.recordings.recording import Recording
 from clearhead.seeing.recordings.saving import finish
 from clearhead.seeing.recordings.store import File
 from clearhead.seeing.rule import Rule
+from clearhead.seeing.sites.locating import Asked, Locator
 from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
 from clearhead.seeing.sites.subclasses import holds_numbers
 from clearhead.seeing.sites.whereabouts import Whereabouts, standing_beside
@@ -107,6 +107,7 @@ class Recorder(Whereabouts):
         self.recording.settle = self.keeper.place.settle
         self.outputs = self.values = self.gradients = False
         self.masks = Masks()
+        self.locator = Locator()
 
     def keep(self, sighting: Sighting) -> None:
         """Copy what a fused call was given, into the layer it belongs to."""
@@ -116,7 +117,7 @@ class Recorder(Whereabouts):
         if torch._C._current_graph_task_id() != -1:
             return  # activation checkpointing runs a layer again during backward: already seen
         index, name = self.count()
-        if self.layers is not None and not any(asked(want, index, name) for want in self.layers):
+        if self.layers is not None and not any(arguments.means(want, index, name) for want in self.layers):
             self.recording.skipped.add(index)
             return
         if (reason := not_plain(sighting)) is not None:
@@ -124,6 +125,7 @@ class Recorder(Whereabouts):
             return
         try:
             described = self.describe(sighting)
+            rule = described.rule  # of all its queries
             if not described.heads:
                 n = described.n_heads
                 self.frames.refuse(f"heads= names none of its {n} heads, which count from 0")
@@ -145,6 +147,9 @@ class Recorder(Whereabouts):
             if bool(sighting.weights.isnan().any()):
                 self.recording.note(NOT_NUMBERS)
         call.forward = self.recording.n_forwards - 1
+        call.located = self.locator.locate(
+            Asked(name, call.n_all, call.n_keys, lambda: rule, partial(self.keys_of, call)), self.arguments
+        )
         self.recording.calls.setdefault(index, []).append(call)
         own, lay = sighting.gave or (sighting.out, four)
         if self.gradients and own is not None and own.requires_grad:
@@ -152,8 +157,14 @@ class Recorder(Whereabouts):
         elif self.gradients:
             self.recording.note(NO_GRADIENT)
 
+    def keys_of(self, call: Call) -> Tensor:
+        """Return the keys that were kept of a call's first head."""
+        self.keeper.place.settle()
+        return call.k[:, 0]
+
     def close(self) -> None:
         """Let go of what only a running model needs."""
+        self.locator = Locator()
         self.keeper.finish()
         self.masks.clear()
         if isinstance(file := self.keeper.place, File):
@@ -241,11 +252,6 @@ def visible(weights: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return four(weights).nan_to_num(0) != 0
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-
-
-def asked(want: int | str, index: int, name: str) -> bool:
-    """Say whether `want`, a number or a pattern of names, means this layer."""
-    return fnmatchcase(name, want) if isinstance(want, str) else want == index
 
 
 def not_plain(sighting: Sighting) -> str | None:

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from clearhead import WatchError
 from clearhead.seeing import edit
 
 SIZES: dict[str, Any] = {
@@ -99,3 +100,61 @@ def test_queries_that_look_at_another_text_stand_in_their_own() -> None:
             whole = model(input_ids=source, decoder_input_ids=text).logits
     torch.testing.assert_close(torch.stack(steps.logits, 1), whole, atol=1e-5, rtol=1e-5)
     assert torch.equal(whole[:, :2], plain[:, :2]) and (whole - plain)[:, [2, 5]].abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_a_cut_holds_after_a_rejected_draft(window: int | None) -> None:
+    model, prompt = decoder(window), torch.randint(1, 60, (1, 4)).repeat(1, 3)  # drafts are looked up in the prompt
+    links = (slice(9, None), [8, 10])
+    with edit(model) as change, torch.no_grad():
+        change.cut(None, None, *links)
+        steps = model.generate(prompt, **{**STEPS, "prompt_lookup_num_tokens": 3})
+        plain = model.generate(prompt, **STEPS)
+        whole = model(plain.sequences[:, :-1], use_cache=False).logits[:, 11:]
+    assert torch.equal(steps.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(steps.logits, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cut_holds_after_the_cache_was_cropped() -> None:
+    model, text, cache = decoder(None), torch.randint(1, 60, (1, 12)), transformers.DynamicCache()
+    with torch.no_grad(), edit(model) as change:
+        change.cut(None, None, slice(9, None), 2)
+        whole = model(text, use_cache=False).logits[:, 9:]
+        model(text[:, :9], past_key_values=cache)
+        model(torch.randint(1, 60, (1, 5)), past_key_values=cache)
+        cache.crop(-5)
+        torch.testing.assert_close(model(text[:, 9:], past_key_values=cache).logits, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_an_edit_opened_after_the_prompt_counts_the_prompt(window: int | None) -> None:
+    model, text = decoder(window), torch.randint(1, 60, (1, 12))
+    cache = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        with edit(model) as change:
+            change.cut(None, None, [10, 11], 9)
+            whole = model(text, use_cache=False).logits[:, 9:]
+        model(text[:, :9], past_key_values=cache)
+        with pytest.raises(WatchError, match="its last call had positions 9 to 9"), edit(model) as change:
+            change.cut(None, None, 1, 0)
+            model(text[:, 9:10], past_key_values=cache)
+        with edit(model) as change:
+            change.cut(None, None, [10, 11], 9)
+            steps = [model(text[:, i : i + 1], past_key_values=cache).logits for i in (10, 11)]
+    torch.testing.assert_close(torch.cat(steps, 1), whole[:, 1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("path", ["sdpa", "eager"])
+def test_a_prompt_read_in_chunks_beside_a_padded_one_keeps_its_positions(path: str, window: int | None) -> None:
+    model, prompt = decoder(window), torch.randint(1, 60, (2, 11))
+    model.set_attn_implementation(path)
+    mask = torch.ones_like(prompt)
+    mask[1, :6] = 0
+    how = {"cache_implementation": "static", "prefill_chunk_size": 4, "disable_compile": True}
+    with torch.no_grad(), edit(model) as change:
+        change.cut(None, None, slice(5, 8), 4, batch=0)
+        steps = model.generate(prompt, attention_mask=mask, **STEPS, **how)
+        whole = model(steps.sequences[:1, :-1], use_cache=False).logits[0, 10:]
+    torch.testing.assert_close(torch.stack(steps.logits, 1)[0], whole, atol=1e-5, rtol=1e-5)
+    assert change.notes == []

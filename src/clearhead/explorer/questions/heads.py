@@ -68,7 +68,7 @@ def _habits(scene: Scene, seen: Recording, layers: list[int], batch: int) -> lis
         axis = scene.axes[scene.axes_of(layer, one)[1]]
         marks = [i for i in range(1, min(len(axis), one.n_keys)) if axis.special[i]] if axis.picture is None else []
         tokens = scene.tokens
-        if tokens is not None and (len(tokens) != one.n_keys or not part.of_one_text(layer, one)):
+        if tokens is not None and (len(tokens) != one.positions.end or not part.of_one_text(layer, one)):
             tokens = None
         found += part.heads(separators=marks, tokens=tokens, batch=batch)
     return found

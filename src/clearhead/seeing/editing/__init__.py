@@ -1,5 +1,4 @@
 """Heads and links changed while a model runs, and what that moves.
 
-Reading order: editor -> kinds -> edits -> continuing -> effects -> inputs -> target -> key_axes -> cases ->
-removals.
+Reading order: editor -> kinds -> edits -> effects -> inputs -> target -> key_axes -> cases -> removals.
 """

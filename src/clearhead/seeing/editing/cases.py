@@ -9,9 +9,9 @@ from torch import nn
 
 from clearhead.errors import InputError, counted, nearest
 from clearhead.seeing import arguments
-from clearhead.seeing.editing.continuing import Met
 from clearhead.seeing.editing.inputs import Inputs, holds_state, run
 from clearhead.seeing.editing.key_axes import KeyAxis, key_axes
+from clearhead.seeing.editing.kinds import Met
 from clearhead.seeing.recorder import watch
 from clearhead.seeing.recordings.recording import Recording
 

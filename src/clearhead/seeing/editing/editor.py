@@ -12,6 +12,7 @@ the body ends the model is what it was. Next: `edits.py` holds the mathematics, 
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,13 +23,12 @@ from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call
 from clearhead.seeing.editing import edits
-from clearhead.seeing.editing.continuing import Met, meet
-from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff, Temperature
+from clearhead.seeing.editing.kinds import Cut, Edit, Met, Patch, Places, Replace, Site, SwitchOff, Temperature
 from clearhead.seeing.editing.unchanged import passed_by, unseen_of
 from clearhead.seeing.maps import sight
-from clearhead.seeing.recorder import Recorder, asked, four, not_plain
-from clearhead.seeing.recordings.questions import CROSS
+from clearhead.seeing.recorder import Recorder, four, not_plain
 from clearhead.seeing.recordings.recording import FEW, Recording
+from clearhead.seeing.sites.locating import Asked
 from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
 from clearhead.seeing.sites.whereabouts import standing_beside
 
@@ -43,14 +43,15 @@ def edit(model: nn.Module) -> Iterator["Edits"]:
 
     Works on what `watch` can see. Inside the body, edits count from the moment they are made. Layers are numbered in
     the order they run, or named as modules (`"decoder.*"`); heads, texts and positions count from 0, positions also
-    from the end. With a cache, positions are those of the whole text (`continuing.py`).
+    from the end. With a cache, positions are those of the whole text, as `sites/locating.py` finds them.
 
     Editing may be nested, with itself and with `watch`: the inner one acts on, or sees, what the outer one left. The
     weights of a recording are always those that queries and keys make, before any edit of that layer. Gradients flow
     through an edit as through the model, but to what a score_mod of flex_attention has learned.
 
     WatchError for a head or a text that a layer does not have, when the layer runs; for edits that never applied,
-    when the body ends; for attention that can be seen but not edited.
+    when the body ends; for positions of a layer of which nothing tells where it stands in the text; for attention that
+    can be seen but not edited.
     """
     if not isinstance(model, nn.Module):
         raise WatchError(f"edit() expects the torch.nn.Module that will run, got a {type(model).__name__}")
@@ -67,7 +68,6 @@ class Edits:
     def __init__(self) -> None:
         self.edits: list[Edit] = []
         self.met: dict[int, Met] = {}
-        self.beside: Met | None = None  # the last that looked at its own text
         self.recorder = Recorder(Recording())  # it knows the layers by number and name, and keeps no tensors
         self.recorder.not_in_graphs = "it is edited"
         self.recorder.also_backward = True  # or gradients would be those of another model
@@ -98,6 +98,13 @@ class Edits:
         query, key = _places(query, "query"), _places(key, "key")
         address = _address("cut", layer, head, batch, query=query, key=key)
         self._add(Cut(**address, query=query, key=key, renormalise=renormalise))
+
+    def cut_link(
+        self, layer: int, head: int | None, row: int, column: int, *, renormalise: bool = True, batch: Texts = None
+    ) -> None:
+        """Cut one link of the map of a call: row and column count there, as in `Recording.map`, not in the text."""
+        address = _address("cut_link", layer, head, batch, row=row, column=column)
+        self._add(Cut(**address, query=row, key=column, renormalise=renormalise, of_map=True))
 
     def hide(self, layer: Layers, key: Places, *, renormalise: bool = True, batch: Texts = None) -> None:
         """Hide tokens from all other positions, in all heads: cut every link to `key` but a token's link to itself.
@@ -191,10 +198,11 @@ class Edits:
         with torch._C.DisableTorchFunction():  # what is computed here is no part of the model: no watcher sees it
             call = recorder.describe(sighting)
             dtype = dtype_in_kernel(sighting.q)
-            call = _as_given(replace(call, q=call.q.to(dtype), k=call.k.to(dtype)), sighting)
-            site = Site(call, four(sighting.v).to(dtype), four(sighting.out), name, index, now.first, now.first_key)
+            call = replace(call, q=call.q.to(dtype), k=call.k.to(dtype), located=now.positions)
+            call = _as_given(call, sighting)
+            site = Site(call, four(sighting.v).to(dtype), four(sighting.out), name, index)
             for edit, _ in mine:
-                if call.n_queries == call.n_keys and not CROSS.search(name):
+                if now.positions.one_text and not now.positions.first:
                     self.note_padding(edit, call)
             out, done = edits.apply([edit for edit, _ in mine], site)
         for edit, want in mine:
@@ -206,13 +214,12 @@ class Edits:
         """Note that a layer ran, and where its queries and keys stand."""
         with torch._C.DisableTorchFunction(), torch.no_grad():
             q, k = four(sighting.q), four(sighting.k)
-            rule, own = None, not CROSS.search(name)
-            if own and q.shape[2] < k.shape[2]:
-                shape = max(q.shape[0], k.shape[0]), max(q.shape[1], k.shape[1]), q.shape[2], k.shape[2]
-                rule = self.recorder.rule(sighting, shape, dtype_in_kernel(sighting.q))
-            now = meet(name, q, k, rule, self.met.get(index), self.beside)
-        self.met[index] = now
-        self.beside = now if own else self.beside
+            shape = max(q.shape[0], k.shape[0]), max(q.shape[1], k.shape[1]), q.shape[2], k.shape[2]
+            keys = k[:, 0].detach().clone()  # the cache may be written over before the next call
+            rule = partial(self.recorder.rule, sighting, shape, dtype_in_kernel(sighting.q))
+            call = Asked(name, q.shape[2], k.shape[2], rule, lambda: keys)
+            located = self.recorder.locator.locate(call, self.recorder.arguments)
+        self.met[index] = now = Met(name, *shape, located)
         return now
 
     def note_padding(self, edit: Edit, call: Call) -> None:
@@ -240,7 +247,7 @@ class Edits:
             return "; ".join(map(str, unseen[:FEW]))
         names = ", ".join(f"{index} {met.name!r}" for index, met in list(self.met.items())[:FEW])
         more = f", ... {max(self.met)}" if len(self.met) > FEW else ""
-        if want is None or any(asked(want, index, met.name) for index, met in self.met.items()):
+        if want is None or any(arguments.means(want, index, met.name) for index, met in self.met.items()):
             return "the layer did not run again after the edit was made"
         return f"no layer {want!r} ran, of {len(self.met)}: {names}{more}"
 
@@ -262,7 +269,7 @@ def _wants(edit: Edit, index: int, name: str) -> Iterator[int | str | None]:
     if edit.layers is None:
         yield None
     for want in edit.layers or ():
-        if asked(want, index, name):
+        if arguments.means(want, index, name):
             yield want
 
 

@@ -26,6 +26,7 @@ from clearhead.errors import ShapeError, WatchError
 from clearhead.seeing.call import Call
 from clearhead.seeing.editing.kinds import Cut, Edit, Patch, Places, Replace, Site, SwitchOff, Temperature
 from clearhead.seeing.maps import formula, products
+from clearhead.seeing.positions import Positions
 from clearhead.seeing.recordings.recording import FEW, Recording
 
 Mixing = Replace | Cut | Temperature  # what changes the weights that a head mixes its values by
@@ -68,9 +69,10 @@ def _switch_off(edits: Iterable[SwitchOff], site: Site, out: Tensor) -> Iterator
 def _patch(edits: Iterable[Patch], site: Site, out: Tensor) -> Iterator[Edit]:
     for edit in edits:
         texts, heads = addressed(edit, site)
+        site.require_positions(edit, edit.query)
         rows = site.rows(edit.query)
         if not rows:
-            edit.why = _absent("query", edit.query, site.first + site.call.n_queries)
+            edit.why = _absent_query(edit.query, site)
             continue
         for text in texts:
             for head in heads:
@@ -154,18 +156,28 @@ def _is_here(edit: Mixing, site: Site) -> bool:
         if call.weights is not None:
             raise WatchError(f"{edit.said}: layer {site.index} {site.name!r} has weights of its own kind and no scores")
         return True
-    for what, asked, n, found in (
-        ("query", edit.query, site.first + call.n_queries, site.rows(edit.query)),
-        ("key", edit.key, site.first_key + call.n_keys, site.cols(edit.key)),
-    ):
-        if not found:
-            edit.why = _absent(what, asked, n)
-            return False
+    if not edit.of_map:
+        site.require_positions(edit, edit.query, edit.key)
+    if not site.named_rows(edit):
+        edit.why = _absent_query(edit.query, site)
+        return False
+    if not site.cut_cols(edit):
+        edit.why = f"there is no key {edit.key}: its last call had {_said(call.positions)}"
+        return False
     return True
 
 
-def _absent(what: str, asked: Places, n: int) -> str:
-    return f"there is no {what} {asked}: its last call had {n}"
+def _absent_query(asked: Places, site: Site) -> str:
+    first, n = site.call.positions.first, site.call.n_queries
+    had = f"had {n}" if not first else f"had positions {first} to {first + n - 1}, what came before was read earlier"
+    return f"there is no query {asked}: its last call {had}"
+
+
+def _said(stands: Positions) -> str:
+    """Return which tokens the keys of a call are, in words."""
+    if len(stands.keys) == 1 and not stands.keys[0].position:
+        return str(stands.end)
+    return "tokens " + ", ".join(f"{one.position} to {one.position + one.length - 1}" for one in stands.keys)
 
 
 def _mix_alike(edits: Sequence[Mixing], site: Site, text: int, heads: Tensor, out: Tensor) -> None:
@@ -218,7 +230,7 @@ def _take_away(
     if stretched and out.dtype != call.exact:
         return rows
     v, left_over = site.values(text, heads), []
-    cols = torch.tensor(sorted({key for cut in cuts for key in site.cols(cut.key)}), device=out.device)
+    cols = torch.tensor(sorted({key for cut in cuts for key in site.cut_cols(cut)}), device=out.device)
     for some in _pieces(rows, len(heads) * len(cols), out.device):
         lost = formula.weights(call, text, heads, some, cols)
         lost = lost.masked_fill(~_gone(cuts, site, some)[:, cols], 0)
@@ -245,9 +257,9 @@ def _gone(cuts: Iterable[Cut], site: Site, rows: Tensor) -> Tensor:
     """Return which links of `rows` are cut: (rows, keys), True = gone."""
     gone = torch.zeros(len(rows), site.call.n_keys, dtype=torch.bool, device=rows.device)
     for cut in cuts:
-        mine = torch.isin(rows, torch.tensor(site.rows(cut.query), device=rows.device))
+        mine = torch.isin(rows, torch.tensor(site.named_rows(cut), device=rows.device))
         keys = torch.zeros(site.call.n_keys, dtype=torch.bool, device=rows.device)
-        keys[site.cols(cut.key)] = True
+        keys[site.cut_cols(cut)] = True
         links = mine[:, None] & keys
         if cut.spares_own and site.own is not None:
             links &= site.own.to(rows.device)[rows, None] != torch.arange(len(keys), device=rows.device)

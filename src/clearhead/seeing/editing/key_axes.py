@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clearhead.seeing.editing.continuing import Met
-from clearhead.seeing.recordings.questions import CROSS
+from clearhead.errors import WatchError
+from clearhead.seeing.editing.kinds import Met
 
 NUMBER = re.compile(r"(^|\.)\d+(\.|$)")  # a place in a list of modules
 LAST_DIGITS = re.compile(r"\d+$")  # attn1, attn2: modules beside each other
@@ -40,14 +40,20 @@ class KeyAxis:
 
 
 def key_axes(met: Mapping[int, Met]) -> list[KeyAxis]:
-    """Return the groups of layers that look at the same tokens, in the order in which the first of each ran."""
+    """Return the groups of layers that look at the same tokens, in the order in which the first of each ran.
+
+    Raises:
+        WatchError: For a layer of which nothing tells which tokens its keys are.
+    """
+    if unknown := next((one for one in met.values() if one.positions.unknown), None):
+        raise WatchError(f"{unknown.name!r}: which tokens its keys are is not known. {unknown.positions.unknown}")
     groups: dict[tuple[str, int, bool], list[int]] = {}
     for layer, one in sorted(met.items()):
-        if not _crosses(one):
-            groups.setdefault((_list_of(one.name), one.first_key + one.n_keys, False), []).append(layer)
+        if one.positions.one_text:
+            groups.setdefault((_list_of(one.name), one.positions.end, False), []).append(layer)
     for layer, one in sorted(met.items()):
-        if _crosses(one):
-            mine, stop = _list_of(one.name), one.first_key + one.n_keys
+        if not one.positions.one_text:
+            mine, stop = _list_of(one.name), one.positions.end
             others = [key for key in groups if key[0] != mine and key[1:] == (stop, False)]
             groups.setdefault(others[0] if len(others) == 1 else (mine, stop, True), []).append(layer)
     return [_axis(met, sorted(layers)) for layers in sorted(groups.values())]
@@ -55,15 +61,10 @@ def key_axes(met: Mapping[int, Met]) -> list[KeyAxis]:
 
 def _axis(met: Mapping[int, Met], layers: list[int]) -> KeyAxis:
     each = [met[layer] for layer in layers]
-    stop = each[0].first_key + each[0].n_keys
-    first = min(one.first_key for one in each)
-    stands = min((stop - one.n_queries for one in each if not _crosses(one)), default=first)
+    stop = each[0].positions.end
+    first = min((one.positions.keys[0].position for one in each if one.positions.keys), default=0)
+    stands = min((one.positions.first for one in each if one.positions.one_text), default=first)
     return KeyAxis(tuple(layers), tuple(one.name for one in each), range(first, stop), range(stands, stop))
-
-
-def _crosses(one: Met) -> bool:
-    """Return whether a layer's keys are another text's than its queries."""
-    return bool(CROSS.search(one.name)) or one.n_queries > one.n_keys
 
 
 def _list_of(name: str) -> str:

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clearhead.errors import WatchError
 from clearhead.seeing.call import Call
-from clearhead.seeing.recordings.questions import CROSS
+from clearhead.seeing.positions import Positions
 from clearhead.seeing.recordings.recording import Recording
 
 Places = int | slice | Sequence[int] | None
@@ -50,13 +51,15 @@ class SwitchOff(Edit):
 class Cut(Edit):
     """These queries give nothing to these keys; what they gave goes to their other keys if `renormalise`.
 
-    With `spares_own`, a query that stands at one of the keys still looks at that one, which is its own token.
+    With `spares_own`, a query that stands at one of the keys still looks at that one, which is its own token. With
+    `of_map`, queries and keys are counted as rows and columns of the call, not as positions of the text.
     """
 
     query: Places
     key: Places
     renormalise: bool
     spares_own: bool = False
+    of_map: bool = False
 
 
 @dataclass(eq=False, kw_only=True)
@@ -81,17 +84,27 @@ class Patch(Edit):
     query: Places = None
 
 
+@dataclass(frozen=True)
+class Met:
+    """A layer that ran: the sizes of its last call, and which tokens its queries and keys were."""
+
+    name: str
+    batch: int
+    n_heads: int
+    n_queries: int
+    n_keys: int
+    positions: Positions
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One call to be edited: `out` is what its kernel gave, `v` its values, `first` and `first_key` their positions."""
+    """One call to be edited: `out` is what its kernel gave, `v` its values; `call.positions` says where they stand."""
 
     call: Call
     v: Float[Tensor, "batch kv_heads key d_value"]
     out: Float[Tensor, "batch heads query d_value"]
     name: str
     index: int
-    first: int = 0
-    first_key: int = 0
 
     def values(self, text: int, heads: Tensor) -> Float[Tensor, "heads key d_value"]:
         """Return the values that `heads` of one text mix, in the dtype that weights are computed in."""
@@ -101,26 +114,45 @@ class Site:
 
     @property
     def own(self) -> Int[Tensor, " query"] | None:
-        """Return the column at which each query stands; None in cross-attention, where none does."""
+        """Return the column of each query's own token, -1 where it is not there; None where keys are another text's."""
         call = self.call
-        return None if CROSS.search(self.name) or call.n_all > call.n_keys else call.stands
+        return call.positions.columns(call.places) if call.positions.one_text else None
+
+    def named_rows(self, cut: Cut) -> list[int]:
+        """Return the rows of this call that a cut names, in order."""
+        return positions(cut.query, self.call.n_queries) if cut.of_map else self.rows(cut.query)
 
     def cut_rows(self, cut: Cut) -> list[int]:
         """Return the rows of this call that lose a link by a cut, as far as its positions tell, in order."""
-        rows, cols = self.rows(cut.query), self.cols(cut.key)
+        rows, cols = self.named_rows(cut), self.cut_cols(cut)
         if not cut.spares_own or len(cols) != 1 or self.own is None:
             return rows
         own = self.own.tolist()
         return [row for row in rows if own[row] != cols[0]]
 
+    def cut_cols(self, cut: Cut) -> list[int]:
+        """Return the columns of this call to which a cut names links, in order."""
+        return positions(cut.key, self.call.n_keys) if cut.of_map else self.cols(cut.key)
+
+    def require_positions(self, edit: Edit, *asked: Places) -> None:
+        """Raise WatchError where an edit names positions, and which rows and columns these are is not known."""
+        if (why := self.call.positions.unknown) and any(places is not None for places in asked):
+            raise WatchError(
+                f"{edit.said}: layer {self.index} {self.name!r}: where it stands in the text is not known. {why}"
+            )
+
     def rows(self, query: Places) -> list[int]:
         """Return the rows of this call at the positions `query`, in order."""
-        return [i - self.first for i in positions(query, self.first + self.call.n_queries) if i >= self.first]
+        first = self.call.positions.first
+        return [i - first for i in positions(query, first + self.call.n_queries) if i >= first]
 
     def cols(self, key: Places) -> list[int]:
-        """Return the columns of this call at the positions `key`, in order."""
-        found = positions(key, self.first_key + self.call.n_keys)
-        return [j - self.first_key for j in found if j >= self.first_key]
+        """Return the columns of this call at the positions `key`, in order; for None all, tokens or not."""
+        if key is None:
+            return list(range(self.call.n_keys))
+        stands = self.call.positions
+        found = stands.columns(torch.tensor(positions(key, stands.end), dtype=torch.long))
+        return [j for j in found.tolist() if j >= 0]
 
     @property
     def wants_gradient(self) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from clearhead.errors import WatchError
 from clearhead.seeing.editing.cases import Case
-from clearhead.seeing.editing.continuing import Met
 from clearhead.seeing.editing.editor import Edits, edit
 from clearhead.seeing.editing.inputs import Inputs, run
+from clearhead.seeing.editing.kinds import Met
 from clearhead.seeing.editing.target import values
 
 TOLERANCE = 1e-3  # relative: two batch sizes differ by rounding, a model that mixes its batch by more
@@ -124,9 +124,8 @@ class Removals:
         elif case.layer is None or case.query is None:
             change.hide(self.hidden, case.key, renormalise=self.renormalise, batch=texts)
         else:
-            met = self.met[case.layer]
-            query, key = case.query + met.first, case.key + met.first_key
-            change.cut(case.layer, case.head, query, key, renormalise=self.renormalise, batch=texts)
+            place = case.layer, case.head, case.query, case.key
+            change.cut_link(*place, renormalise=self.renormalise, batch=texts)
 
 
 def _first(error: Exception) -> str:

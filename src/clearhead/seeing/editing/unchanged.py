@@ -6,8 +6,8 @@ An edit can only act on a call that is met. Next: `recordings/account.py`, which
 from collections.abc import Sequence
 from dataclasses import replace
 
+from clearhead.seeing import arguments
 from clearhead.seeing.editing.kinds import Edit
-from clearhead.seeing.recorder import asked
 from clearhead.seeing.recordings.account import Unseen
 from clearhead.seeing.recordings.recording import FEW, Recording
 
@@ -18,7 +18,7 @@ def unseen_of(layers: Sequence[int | str] | None, run: Recording) -> list[Unseen
         return list(run.unseen)
     names = [run.names[one] if isinstance(one, int) and 0 <= one < len(run.names) else one for one in layers]
     wanted = [*names, *(str(name).partition("#")[0] for name in names)]  # `attn#2` is lost where all of `attn` is
-    return [one for one in run.unseen if any(asked(want, -1, one.name) for want in wanted)]
+    return [one for one in run.unseen if any(arguments.means(want, -1, one.name) for want in wanted)]
 
 
 def passed_by(edit: Edit, run: Recording) -> str | None:

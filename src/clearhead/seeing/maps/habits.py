@@ -77,18 +77,17 @@ def habits(
     heads: Sequence[int],
     layer: int,
     separators: Sequence[int] = (),
-    tokens: Int[Tensor, " key"] | None = None,
+    tokens: Int[Tensor, " time"] | None = None,
     counted: Bool[Tensor, " query"] | None = None,
-    *,
-    one_text: bool = True,
 ) -> list[Habit]:
     """Return what each head does over the queries in `counted` (None: all).
 
-    The last query stands at the last key, as in self-attention. Where queries and keys are not of `one_text`, as in
-    cross-attention, no head is named for a distance, and the numbers of distances mean nothing.
+    Where queries and keys are not of one text, as in cross-attention, no head is named for a distance, and what is
+    measured by distance (previous, itself, next, near, distance) is 0. Keys that are no tokens have no distance either.
     """
     if not call.n_keys:
         return []
+    one_text = call.positions.one_text
     room = sight.choices(call, batch, heads)
     said = (room > 1).to(call.exact)  # a row with one place to look at says nothing about the head
     if counted is not None:
@@ -99,7 +98,7 @@ def habits(
     rows["spread"] = rows["entropy"] / room.clamp(min=2).log()
     rows["chance"] = _near_by_chance(call, room)
     for name, offset in (("previous", -1), ("itself", 0), ("next", 1)):
-        rows[name] = statistics.at_offset(call, batch, heads, offset)
+        rows[name] = statistics.at_offset(call, batch, heads, offset) if one_text else torch.zeros_like(said)
     if tokens is not None:
         rows["duplicate"], rows["induction"] = repeats(call, batch, heads, tokens)
     n_said = said.sum(1)
@@ -161,30 +160,43 @@ def _swept(
 
 
 class _Distances:
-    """How far away a tile's weights lie from their queries: most of it from sums of whole rows."""
+    """How far away a tile's weights lie from their queries: most of it from sums of whole rows.
+
+    Queries are counted in columns: a query's column is that of its own token, were it among the keys.
+    """
 
     def __init__(self, call: Call) -> None:
-        self.stands, self.at = call.stands, call.stands.tolist()
-        self.floats = self.stands.to(call.exact)
+        self.positions, self.queries = call.positions, call.places
+        self.at = self.queries.tolist()
+        self.floats = self.queries.to(call.exact)
         self.places = torch.arange(call.n_keys, dtype=call.exact, device=call.q.device)
         self.near: dict[tuple[int, int, int], tuple[Tensor, ...]] = {}  # a few, one for each kind of tile
 
     def add(self, tile: tiles.Tile, distance: Tensor, near: Tensor) -> None:
-        """Add the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away.
+        """Add the sum of weight * |query - key| of a tile's rows, and the weight on keys at most `NEAR` away."""
+        if self.positions.one_text:
+            for start, stop, shift in self.positions.parts(tile.cols):
+                self.add_part(tile, start, stop, shift, distance, near)
+
+    def add_part(self, tile: tiles.Tile, start: int, stop: int, shift: int, distance: Tensor, near: Tensor) -> None:
+        """Add those of the tile's columns from `start` to `stop`, in which the column of a position is `shift` less.
 
         Left of all these queries |i - j| falls apart into i and -j, right of them into j and -i, both counted from the
         first of the keys. Only keys among the queries, and near them, take a table of distances.
         """
-        weights, rows, width = tile.weights, tile.rows, tile.weights.shape[2]
-        first, last = (self.at[at] - tile.cols.start for at in (rows.start, rows.stop - 1))
+        weights, rows, width = tile.weights, tile.rows, stop - start
+        if width < weights.shape[2]:
+            weights = weights[:, :, start - tile.cols.start : stop - tile.cols.start]
+        shift += start
+        first, last = (self.at[at] - shift for at in (rows.start, rows.stop - 1))
         left, right = (max(0, min(width, at)) for at in (first - NEAR, last + NEAR + 1))
         for sign, start, stop in ((1, 0, left), (-1, right, width)):
             if start < stop:
                 far = weights if stop - start == width else weights[:, :, start:stop]
-                distance.addcmul_(far.sum(-1), self.floats[rows] - tile.cols.start, value=sign)
+                distance.addcmul_(far.sum(-1), self.floats[rows] - shift, value=sign)
                 distance.sub_(far @ self.places[start:stop], alpha=sign)
         if left < right:
-            table, away = self.middle(self.stands[rows], first - left, right - left, weights.dtype)
+            table, away = self.middle(self.queries[rows], first - left, right - left, weights.dtype)
             middle = weights[:, :, left:right]
             near.add_((middle * table).sum(-1))
             distance.add_((middle * away).sum(-1))
@@ -204,19 +216,21 @@ class _Distances:
 
 def _near_by_chance(call: Call, room: Tensor) -> Tensor:
     """Return what share of the keys that each query could look at is near, as if all near ones were among them."""
-    ahead = call.n_keys if call.rule.reach is None else 0
-    before = call.stands.clamp(max=NEAR)
-    after = (call.n_keys - 1 - call.stands).clamp(min=0, max=min(NEAR, ahead))
-    return ((before + 1 + after) / room.clamp(min=1)).clamp(max=1)
+    ahead = NEAR if call.rule.reach is None else 0
+    near = torch.zeros_like(call.places)
+    for one in call.positions.keys if call.positions.one_text else ():
+        within = call.places - one.position  # counted from the first of these tokens
+        near += (within + ahead + 1).clamp(0, one.length) - (within - NEAR).clamp(0, one.length)
+    return (near / room.clamp(min=1)).clamp(max=1)
 
 
 def repeats(
-    call: Call, batch: int, heads: Sequence[int], tokens: Int[Tensor, " key"]
+    call: Call, batch: int, heads: Sequence[int], tokens: Int[Tensor, " time"]
 ) -> tuple[Float[Tensor, "heads query"], Float[Tensor, "heads query"]]:
     """Return what each query gives to earlier occurrences of its token, and to the tokens after those.
 
-    `tokens` are those of the keys. The latest `EARLIER` occurrences are looked at. A token right after an occurrence
-    that is the query itself counts as itself, not as induction.
+    `tokens` are those of the text, up to this call's last. The latest `EARLIER` occurrences are looked at. A token
+    right after an occurrence that is the query itself counts as itself, not as induction.
     """
     same, after = (torch.zeros(len(heads), call.n_queries, dtype=call.exact, device=call.q.device) for _ in range(2))
     tokens = tokens.to(call.q.device)
@@ -224,17 +238,23 @@ def repeats(
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     rows = torch.arange(call.n_queries, device=order.device)
+
+    def add(found: Tensor, rows: Tensor, positions: Tensor) -> None:
+        keys = call.positions.columns(positions)
+        rows, keys = rows[keys >= 0], keys[keys >= 0]  # a cache may have dropped the others
+        found[:, rows] += formula.pairs(call, batch, heads, rows, keys)
+
     for back in range(1, EARLIER + 1):
-        at = place[call.stands[rows]] - back
+        at = place[call.places[rows]] - back
         rows, at = rows[at >= 0], at[at >= 0]
         earlier = order[at]
-        alike = tokens[earlier] == tokens[call.stands[rows]]
+        alike = tokens[earlier] == tokens[call.places[rows]]
         rows, earlier = rows[alike], earlier[alike]
         if not len(rows):
             break
-        same[:, rows] += formula.pairs(call, batch, heads, rows, earlier)
-        apart = earlier + 1 < call.stands[rows]
-        after[:, rows[apart]] += formula.pairs(call, batch, heads, rows[apart], earlier[apart] + 1)
+        add(same, rows, earlier)
+        apart = earlier + 1 < call.places[rows]
+        add(after, rows[apart], earlier[apart] + 1)
     return same, after
 
 

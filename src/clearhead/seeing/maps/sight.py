@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clearhead.errors import InputError, WatchError
 from clearhead.seeing.call import Call
 
 PLACES = 2**22  # of a table, looked at in one go
@@ -62,20 +63,39 @@ def stretches(call: Call, batch: int, heads: Sequence[int]) -> Int[Tensor, "#hea
 
 
 def counted(call: Call, batch: int) -> Bool[Tensor, " query"] | None:
-    """Return which queries stand for something: not those whose own key is hidden from everybody. None: all do.
+    """Return which queries are no padding, by the mask: not those whose own key is hidden from everybody. None: all.
 
     A padded position still looks around, because fused kernels compute its row like any other; what it sees says
-    nothing about the text. Queries have keys of their own where there are as many, or where the last stands at the
-    last by the rule's reach. Where keys belong to another text (cross-attention) the mask cannot say: all count.
+    nothing about the text. Where keys belong to another text (cross-attention) the mask cannot say: all count.
     """
     rule, shift = call.rule, call.n_keys - call.n_all
     masks = (rule.keys, rule.allowed, rule.packed, rule.bias)
-    if shift < 0 or (shift > 0 and rule.reach != shift) or all(mask is None for mask in masks):
+    nothing_tells = call.located is None and shift > 0 and rule.reach != shift
+    if not call.positions.one_text or nothing_tells or all(mask is None for mask in masks):
         return None
     seen = seen_keys(call, batch, range(len(call.heads))).any(0)
     if tabled(call):
         seen = seen & torch.stack([may.flatten(0, 1).any(0) for _, may in table(call, batch)]).any(0)
-    found = seen[call.stands]
+    own = call.positions.columns(call.places)
+    found = seen[own.clamp(min=0)] | (own < 0)
+    return None if bool(found.all()) else found
+
+
+def counted_by(mask: Bool[Tensor, "#batch time"], call: Call, batch: int, name: str) -> Bool[Tensor, " query"] | None:
+    """Return which queries are no padding, by a mask of the text's positions; what was written after them is none.
+
+    InputError where the mask cannot be of the text that the layer `name` read.
+    """
+    if call.positions.unknown:
+        raise WatchError(f"layer {name!r}: which of its queries are padding is not known. {call.positions.unknown}")
+    n_texts, width = mask.shape
+    if n_texts not in (1, call.batch) or (call.positions.first == 0 and call.n_all > width):
+        raise InputError(
+            f"set_mask: a mask of {n_texts} texts x {width} positions, but layer {name!r} read {call.batch} x "
+            f"{call.n_all}: give one of its text, or name the layers that the mask is about, layers=[...]"
+        )
+    real = F.pad(mask[batch if n_texts > 1 else 0].to(call.q.device), (0, 1), value=True)
+    found = real[call.places.clamp(max=width)]
     return None if bool(found.all()) else found
 
 

@@ -75,9 +75,12 @@ def received(
 
 
 def at_offset(call: Call, batch: int, heads: Sequence[int], offset: int) -> Float[Tensor, "heads query"]:
-    """Return what each query gives to the key `offset` places from its own (-1: the one before), 0 outside the text."""
-    keys = call.stands + offset
-    inside = ((keys >= 0) & (keys < call.n_keys)).nonzero()[:, 0]
+    """Return what each query gives to the token `offset` positions from its own (-1: the one before).
+
+    0 where that token is not among the keys: outside the text, or dropped from a cache.
+    """
+    keys = call.positions.columns(call.places + offset)
+    inside = (keys >= 0).nonzero()[:, 0]
     found = torch.zeros(len(heads), call.n_queries, dtype=call.exact, device=call.q.device)
     found[:, inside] = formula.pairs(call, batch, heads, inside, keys[inside])
     return found
@@ -103,8 +106,9 @@ def strongest(
 ) -> list[tuple[int, int, int, float]]:
     """Return the `count` largest weights of all heads together as (place in heads, row, key, weight), largest first.
 
-    `apart` leaves out links between positions nearer than that; `without` leaves out keys, such as sinks; only
-    queries in `counted` count. Memory is that of one tile and of the answer.
+    `apart` leaves out links between positions nearer than that, in calls whose queries and keys are of one text;
+    `without` leaves out keys, such as sinks; only queries in `counted` count. Memory is that of one tile and of the
+    answer.
     """
     if count < 1:
         return []
@@ -117,11 +121,11 @@ def strongest(
         weights = tile.weights
         if without:
             weights.mul_(kept[tile.cols])
-        if apart:
-            stands = call.stands[tile.rows]
-            if int(stands[0]) - apart < tile.cols.stop and int(stands[-1]) + apart > tile.cols.start:
-                keys = torch.arange(tile.cols.start, tile.cols.stop, device=device)
-                weights.masked_fill_((keys - stands[:, None]).abs() < apart, 0)
+        for start, stop, shift in call.positions.parts(tile.cols) if apart and call.positions.one_text else ():
+            stands = call.places[tile.rows] - shift  # as columns
+            if int(stands[0]) - apart < stop and int(stands[-1]) + apart > start:
+                near = (torch.arange(start, stop, device=device) - stands[:, None]).abs() < apart
+                weights[..., start - tile.cols.start : stop - tile.cols.start].masked_fill_(near, 0)
         lists.setdefault(tile.heads.start, _Largest(count, weights)).add(tile)
 
     tiles.each(call, batch, heads, add, part)

@@ -193,15 +193,26 @@ class Questions(ABC):
         return tiles.part_of(one, batch, heads, of, self.counted(one, batch, layer))
 
     def counted(self, one: Call, batch: int, layer: int | str) -> Bool[Tensor, " query"] | None:
-        """Return which queries of a call are no padding, None for all: by its mask, unless the keys are another text's.
+        """Return which queries of a call are no padding, None for all: by `set_mask`, else by the mask of the call.
 
-        Cross-attention over a text of the same length has the mask of self-attention; its layer's name tells it apart.
+        In cross-attention the call's mask is about the keys, which are another text's.
         """
-        return None if CROSS.search(self.name(layer)) else sight.counted(one, batch)
+        said = self.mask_of(layer)
+        return sight.counted(one, batch) if said is None else sight.counted_by(said, one, batch, self.name(layer))
+
+    @abstractmethod
+    def mask_of(self, layer: int | str) -> Bool[Tensor, "#batch time"] | None:
+        """Return which positions of the queries' texts are no padding, where somebody said so."""
 
     def of_one_text(self, layer: int | str, one: Call) -> bool:
-        """Return whether queries stand among the keys: not in cross-attention, known by its name or by its sizes."""
-        return not CROSS.search(self.name(layer)) and one.n_all <= one.n_keys
+        """Return whether the queries and keys of a call are tokens of one text: not in cross-attention."""
+        return one.positions.one_text and not CROSS.search(self.name(layer))
+
+    def require_one_text(self, layer: int | str, one: Call, what: str) -> None:
+        """Raise WatchError where queries and keys of a call are not positions of one text, which `what` is about."""
+        if not one.positions.one_text:
+            why = one.positions.unknown or "its queries look at keys of another text, or at pooled or merged keys"
+            raise WatchError(f"{what} is about positions in one text; layer {layer!r} has none in this call. {why}")
 
     def _find(self, layer: int | str, head: int | None, batch: int, call: int) -> tuple[Call, list[int]]:
         """Return the call asked for and the rows of its `q` that hold the head, or all heads."""

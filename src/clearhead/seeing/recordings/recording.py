@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from clearhead.errors import WatchError, counted
+from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing import arguments
 from clearhead.seeing.call import Call, taken
-from clearhead.seeing.maps import sight
 from clearhead.seeing.recordings import forwards, peers
 from clearhead.seeing.recordings.account import Account, Unseen
 from clearhead.seeing.recordings.memory import in_words
@@ -49,7 +49,7 @@ class Forward:
     """One run of the watched model; a generation is a long one for the prompt, then a short one for each token."""
 
     index: int
-    first: int  # the key at which its first query stands: how much of the text was there, or what a window kept of it
+    first: int  # the position of its first query: how many tokens were read before
     n_queries: int
     calls: dict[int, int]  # for each layer that took part, the `call` to ask for
 
@@ -63,6 +63,7 @@ class Recording(Pictures, Summaries):
         self.skipped: set[int] = set()  # layers that `layers=` left out
         self.account = Account()  # of what was not seen
         self.words: list[str] | None = None  # of the text, where somebody said them
+        self.masks: list[tuple[tuple[int | str, ...] | None, Tensor]] = []  # which layers, what is no padding there
         self.n_forwards = 0  # of the outermost module that was watched
         self.settle: Callable[[], None] = _nothing  # waits for copies that are on their way
         self.notes: list[str] = []  # what watching changed or could not do, if anything
@@ -113,8 +114,7 @@ class Recording(Pictures, Summaries):
         for index, numbers in sorted(made.items()):
             layer, number = next(iter(numbers.items()))
             call = self.calls[layer][number]
-            visible = _filled(call)
-            found.append(Forward(index, max(visible - call.n_all, 0), call.n_all, numbers))
+            found.append(Forward(index, call.positions.first, call.n_all, numbers))
         return tuple(found)
 
     @property
@@ -132,6 +132,36 @@ class Recording(Pictures, Summaries):
         calls = [call for calls in self.calls.values() for call in calls]
         return taken(calls) + sum({id(call.rule): call.rule.nbytes for call in calls}.values())
 
+    def set_mask(self, mask: Shaped[Tensor, "texts time"], *, layers: Sequence[int | str] | None = None) -> None:
+        """Say which positions of the texts are tokens and which are padding, before or after the model ran.
+
+        Statistics leave queries that are padding out. Without this they go by the mask that the model gave its kernel,
+        which says nothing where a model reads padding like tokens.
+
+        Args:
+            mask: (texts, time) or (1, time), True or 1 for a token, as tokenizers give it (`attention_mask`). What the
+                model writes after these positions counts as tokens.
+            layers: numbers or names (`"encoder.*"`) of the layers whose queries are of this text; all if not given.
+
+        Raises:
+            InputError: for anything else than such a mask; when asked, for one of other texts than a layer read.
+        """
+        self.masks.insert(0, (None if layers is None else tuple(layers), arguments.mask(mask)))
+
+    def mask_of(self, layer: int | str) -> Tensor | None:
+        """Return which positions of the queries' texts are tokens, where `set_mask` said so of this layer."""
+        number = self.number(layer)
+        for layers, mask in self.masks:
+            if layers is None or any(arguments.means(want, number, self.names[number]) for want in layers):
+                longest = max(call.positions.first + call.n_all for call in self.calls[number])
+                if mask.shape[1] > longest:
+                    raise InputError(
+                        f"set_mask: a mask of {mask.shape[1]} positions, but layer {number} {self.names[number]!r} "
+                        f"read {longest}: give one of its text, or name the layers it is about, layers=[...]"
+                    )
+                return mask
+        return None
+
     def save(self, path: str | os.PathLike[str], *, words: Sequence[str] | None = None) -> None:
         """Write the recording to one file, which `open_recording` opens; `words` of the text may go with it.
 
@@ -140,6 +170,26 @@ class Recording(Pictures, Summaries):
         from clearhead.seeing.recordings.saving import save
 
         save(self, Path(path), words)
+
+    def joined(self, *, beam_indices: Int[Tensor, "sequence step"] | None = None) -> "Recording":
+        """Return the text that was read last, prompt and answer, as if one forward had read it: one call a layer.
+
+        Each position has the row of the forward that read it, with that forward's exact weights, over one axis of keys.
+        What can be asked of a recording can be asked of it. The last token of a generation is not in it: no forward
+        read it.
+
+        Args:
+            beam_indices: of a beam search, in which row of the batch each returned sequence was at each step, -1 after
+                its end: (sequences, steps), as `generate(return_dict_in_generate=True, output_scores=True)` of
+                transformers returns it. The texts of the joined recording are then the returned sequences.
+
+        Raises:
+            WatchError: where the beginning of the text was not recorded, where nothing tells the positions of a call,
+                or where a token's key changed from one forward to another, as in a beam search that is not followed.
+        """
+        from clearhead.seeing.recordings.joining import joined
+
+        return joined(self, beam_indices)
 
     def to_dense(
         self,
@@ -250,17 +300,6 @@ class Recording(Pictures, Summaries):
         if self.skipped:
             return f"layers= or rows= left out all of {', '.join(self.names)}"
         return "; ".join(self.notes) or "no module that looks like attention ran; run the model inside the with block"
-
-
-def _filled(call: Call) -> int:
-    """Return how many leading keys are of the text: a static cache has places for keys to come."""
-    visible = call.rule.visible(call.n_all, call.n_keys)
-    if call.rule.bias is None or visible <= call.n_all:
-        return visible
-    # where a row of padding has the lowest number everywhere, and so looks even at empty places, others tell
-    seen = [may.flatten(0, 1).any(0) for text in range(call.batch) for _, may in sight.table(call, text)]
-    places = torch.stack(seen).any(0).nonzero() if seen else torch.zeros(0)
-    return int(places[-1]) + 1 if len(places) else visible
 
 
 def _nothing() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing.call import Call
+from clearhead.seeing.positions import Positions, Stretch
 from clearhead.seeing.recordings.account import Missed
 from clearhead.seeing.recordings.memory import NoRoom
 from clearhead.seeing.recordings.recording import Recording
@@ -88,9 +89,11 @@ def _say(recording: Recording, writer: "Writer", words: Sequence[str] | None) ->
             said_rules.append({"reach": call.rule.reach, "since": call.rule.since, "tables": tables})
         numbers = {name: getattr(call, name) for name in NUMBERS}
         tensors = {name: writer.refer(tensor) for name, tensor in call.tensors.items()}
+        numbers["located"] = None if call.located is None else asdict(call.located)
         said_calls.append({"layer": layer, "rule": rules[id(call.rule)], "tensors": tensors, **numbers})
     return {
         "names": recording.names,
+        "masks": [[layers, writer.refer(mask)] for layers, mask in recording.masks],
         "words": recording.words if words is None else list(words),
         "skipped": sorted(recording.skipped),
         "missed": [
@@ -166,12 +169,17 @@ def _read(said: dict[str, Any], tensors: dict[str, Tensor]) -> Recording:
         entry = Missed(one["kind"], one["times"], one["forwards"], set(one["calls"]))
         recording.account.missed[one["name"], one["reason"]] = entry
     recording.n_forwards = said["n_forwards"]
+    for layers, about in said.get("masks", []):
+        recording.masks.append((None if layers is None else tuple(layers), _table(about, tensors)))
     rules = [
         Rule(reach=one["reach"], since=one["since"], **_tables(one["tables"], tensors, Rule)) for one in said["rules"]
     ]
     for one in said["calls"]:
         numbers = {name: one[name] for name in NUMBERS}
         numbers |= {name: tuple(numbers[name]) for name in ("heads", "kv_of")}
+        if (located := one.get("located")) is not None:
+            keys = tuple(Stretch(**stretch) for stretch in located.pop("keys"))
+            numbers["located"] = Positions(**located, keys=keys)
         call = Call(rule=rules[one["rule"]], **{"lse": None} | _tables(one["tensors"], tensors, Call), **numbers)
         _check(call)
         recording.calls.setdefault(range(len(recording.names))[one["layer"]], []).append(call)
@@ -183,18 +191,19 @@ def _tables(said: dict[str, dict[str, Any]], tensors: dict[str, Tensor], owner: 
     unknown = said.keys() - {field.name for field in fields(owner)}
     if unknown:
         raise ValueError(f"it holds {', '.join(sorted(unknown))}, of which nothing is known here")
-    kinds = {name: dtype for dtype, name in SAFE_NAMES.items()}
-    found = {}
-    for name, about in said.items():
-        shape = about["shape"]
-        if about["tensor"] is None:
-            found[name] = torch.zeros(shape, dtype=kinds[about["dtype"]])
-            continue
-        table = tensors[about["tensor"]]
-        if table.ndim != len(shape) or any(have < want for have, want in zip(table.shape, shape)):
-            raise ValueError(f"tensor {about['tensor']} has shape {list(table.shape)}, expected {shape}")
-        found[name] = table[tuple(slice(0, size) for size in shape)]
-    return found
+    return {name: _table(about, tensors) for name, about in said.items()}
+
+
+def _table(about: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+    """Return one tensor, which may be the beginning of what is there."""
+    shape = about["shape"]
+    if about["tensor"] is None:
+        kinds = {name: dtype for dtype, name in SAFE_NAMES.items()}
+        return torch.zeros(shape, dtype=kinds[about["dtype"]])
+    table = tensors[about["tensor"]]
+    if table.ndim != len(shape) or any(have < want for have, want in zip(table.shape, shape)):
+        raise ValueError(f"tensor {about['tensor']} has shape {list(table.shape)}, expected {shape}")
+    return table[tuple(slice(0, size) for size in shape)]
 
 
 def _check(call: Call) -> None:

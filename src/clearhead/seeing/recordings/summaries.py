@@ -34,23 +34,27 @@ class Summaries(Questions):
         return statistics.received(one, batch, heads, None if included is None else included[None].to(one.exact))
 
     def offset(self, layer: int | str, offset: int, *, batch: int = 0, call: int = -1) -> Float[Tensor, "heads query"]:
-        """Return what each query gives to the key `offset` places from its own: -1 is the token before."""
+        """Return what each query gives to the token `offset` positions from its own: -1 is the token before.
+
+        0 where that token is not among the keys. Raises WatchError where keys are not of the queries' text.
+        """
         one, heads = self._find(layer, None, batch, call)
+        if one.n_keys:
+            self.require_one_text(layer, one, "offset()")
         return statistics.at_offset(one, batch, heads, arguments.whole(offset, "offset"))
 
     def repeats(
-        self, layer: int | str, tokens: Int[Tensor, " key"], *, batch: int = 0, call: int = -1
+        self, layer: int | str, tokens: Int[Tensor, " time"], *, batch: int = 0, call: int = -1
     ) -> tuple[Float[Tensor, "heads query"], Float[Tensor, "heads query"]]:
         """Return what each query gives to earlier occurrences of its token, and to the tokens after those (induction).
 
-        `tokens` are the text's numbers, as the model read them.
+        `tokens` are the text's numbers, as the model read them, up to the last that this call read.
         """
         one, heads = self._find(layer, None, batch, call)
-        if not self.of_one_text(layer, one):
-            raise WatchError(f"layer {layer} looks from one text to another: no token of it was said before")
-        if len(arguments.numbers_of(tokens)) != one.n_keys:
+        self.require_one_text(layer, one, "repeats()")
+        if len(arguments.numbers_of(tokens)) != one.positions.end:
             raise WatchError(
-                f"{counted(len(tokens), 'token')} for a layer that saw {one.n_keys}: give those of this text"
+                f"{counted(len(tokens), 'token')} for a layer that saw {one.positions.end}: give those of this text"
             )
         return habits.repeats(one, batch, heads, tokens)
 
@@ -67,12 +71,15 @@ class Summaries(Questions):
     ) -> list[Link]:
         """Return the largest weights of all layers and heads, or of those named, largest first.
 
-        `apart=2` leaves out links to the token itself and its neighbours, `without` keys such as sinks.
+        `apart=2` leaves out links to the token itself and its neighbors, `without` keys such as sinks. Keys of another
+        text are no neighbors. Raises WatchError where `apart` is asked for and nothing tells where queries stand.
         """
         count, apart = arguments.whole(count, "count"), arguments.whole(apart, "apart")
         found, without = [], arguments.several(without, "without")
         for number, nth in self.one_forward(None if layer is None else [layer], call).items():
             one, heads = self._find(number, head, batch, nth)
+            if apart and one.positions.unknown:
+                self.require_one_text(self.name(number), one, "apart=")
             included, keys = self.counted(one, batch, number), _among(without, one)
             links = statistics.strongest(one, batch, heads, count, apart=apart, without=keys, counted=included)
             rows = one.rows.tolist()
@@ -97,7 +104,7 @@ class Summaries(Questions):
         self,
         *,
         separators: Sequence[int] = (),
-        tokens: Int[Tensor, " key"] | None = None,
+        tokens: Int[Tensor, " time"] | None = None,
         batch: int = 0,
         call: int = -1,
     ) -> list[Habit]:
@@ -110,11 +117,11 @@ class Summaries(Questions):
         tokens = None if tokens is None else arguments.numbers_of(tokens)
         for number, nth in self.one_forward(None, call).items():
             one, heads = self._find(number, None, batch, nth)
-            one_text = self.of_one_text(number, one)
-            text = tokens if one_text and tokens is not None and len(tokens) == one.n_keys else None
+            of_text = tokens is not None and one.positions.one_text and len(tokens) == one.positions.end
+            text = tokens if of_text else None
             marks = _among(separators, one)
             included = self.counted(one, batch, number)
-            found += habits.habits(one, batch, heads, number, marks, text, included, one_text=one_text)
+            found += habits.habits(one, batch, heads, number, marks, text, included)
         if tokens is not None and all(habit.induction is None for habit in found):
             raise WatchError(
                 f"{counted(len(tokens), 'token')}, but no layer saw as many: give those of this text, uncut"

@@ -25,6 +25,7 @@ from clearhead.seeing.sites.fused import FusedCalls
 from clearhead.seeing.sites.inference_kernel import would_run
 from clearhead.seeing.sites.interface import asked_of_interface
 from clearhead.seeing.sites.sighting import Report
+from clearhead.seeing.sites.told import Arguments, CacheLengths
 from clearhead.seeing.sites.trials import is_leaf_of_torch
 from clearhead.seeing.sites.uncompiled import uncompiled
 
@@ -109,6 +110,7 @@ class Whereabouts:
         self.recording = recording
         self.thread = threading.get_ident()
         self.frames = Frames(recording.account)
+        self.caches = CacheLengths()  # what the caches among the arguments had read when the forward began
         self.elsewhere = Elsewhere()
         self.hooks: dict[nn.Module, Hooks] = {}
         self.scripted: list[str] = []  # modules in TorchScript, a dot behind their names
@@ -151,6 +153,8 @@ class Whereabouts:
         if not self.frames.running:
             self.starts()
         self.frames.push(Frame(name, module, inputs, named, looks))
+        if named or len(inputs) > 1:
+            self.caches.look(inputs, named)
         if isinstance(module, MAY_LEAVE_A_KERNEL):
             self.note_kernels(module, inputs, named)
 
@@ -162,10 +166,12 @@ class Whereabouts:
         self.frames.pop(name, output)
         if not self.frames.running:
             self.again.close()
+            self.caches.known.clear()  # caches are not kept alive
 
     def starts(self) -> None:
         """Know that a forward of the model begins, or that backward runs a part of it again."""
         self.frames.calls.clear()
+        self.caches.known.clear()
         self.frames.again = torch._C._current_graph_task_id() != -1
         if self.frames.again:
             self.re_enter()
@@ -240,6 +246,11 @@ class Whereabouts:
             if isinstance(heads, int) and heads > 0 and n % heads == 0 and n // heads in given.shape[:2]:
                 return n // heads, heads
         return (given.shape[0], n // given.shape[0]) if n % given.shape[0] == 0 else (1, n)
+
+    @property
+    def arguments(self) -> Arguments:
+        """Return the arguments of the modules that are running."""
+        return Arguments(self.frames.running, self.caches)
 
     def count(self) -> tuple[int, str]:
         """Return the number and the name of the next call of the running module."""
