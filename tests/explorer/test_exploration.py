@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from clearhead.explorer import blocks
 from clearhead.explorer.exploration import MAX_SCENES, Exploration
 from clearhead.explorer.questions import QUESTIONS, exact, maps
 from clearhead.explorer.runner import Runner
-from clearhead.explorer.scene import Scene
+from clearhead.explorer.scene import Origin, Scene
 from clearhead.explorer.table import Answer, Parameter
-from clearhead.seeing import Recording, watch
+from clearhead.seeing import Recording, open_recording, watch
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import pyramid
 from clearhead.seeing.rule import Rule
@@ -229,6 +230,28 @@ def test_exact_blocks_replace_a_sample_and_stay(mode: str, monkeypatch: pytest.M
     assert exploration.ask("overview", layer=0, mode=mode).body == overview.body
     rows = [base64.b64decode(event["bytes"]) for event in events if event["event"] == "block"]
     assert len(rows) == 32 and rows[5][:32] == (overview.body or b"")[5 * 32 : 6 * 32]
+
+
+def test_exact_overviews_are_kept_beside_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.seen"
+    recording(700).save(path)
+    wanted = Exploration([Scene.of(recording(700))]).ask("overview", layer=0)
+    for room in (maps, exact):
+        monkeypatch.setattr(room, "MAX_EXACT_WEIGHTS", 2**14)
+
+    def opened() -> Exploration:
+        return Exploration([Scene.of(open_recording(path), origin=Origin(text=str(path), kind="recording"))])
+
+    exploration = opened()
+    assert not exploration.ask("overview", layer=0).meta["exact"]
+    assert list(exploration.stream("exact", layer=0))[-1]["event"] == "done"
+    again = opened().ask("overview", layer=0)
+    assert again.meta["exact"] and again.body == wanted.body
+    recording(701).save(path)  # another one in its place
+    assert not opened().ask("overview", layer=0).meta["exact"]
+    recording(700).save(path)
+    (tmp_path / "run.seen.overviews").write_bytes(b"damaged")
+    assert not opened().ask("overview", layer=0).meta["exact"]
 
 
 # ---------------------------------------------------------------- one weight

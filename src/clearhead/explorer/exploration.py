@@ -8,10 +8,12 @@ drawn from them. All ask the same questions by name, from one table (`questions/
 import threading
 from collections.abc import Iterable
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clearhead.errors import InputError, nearest
 from clearhead.explorer.jobs import Events
+from clearhead.explorer.kept import open_overviews
 from clearhead.explorer.pictures import decode
 from clearhead.explorer.questions import QUESTIONS
 from clearhead.explorer.runner import Runner
@@ -55,6 +57,8 @@ class Exploration:
                 self.kept = {key: value for key, value in self.kept.items() if key[0] != later[0]}
             name = f"s{next(self._numbers)}"
             self.scenes[name] = scene
+            if scene.origin.kind == "recording":
+                self.kept |= open_overviews(Path(scene.origin.text), name)
             return name
 
     def scene(self, name: str | None = None) -> tuple[str, Scene]:

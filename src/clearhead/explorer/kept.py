@@ -5,12 +5,21 @@ adding up (in mode "max" by taking the largest): four blocks of one scale are on
 `questions/exact.py`, which fills it.
 """
 
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from clearhead.explorer.blocks import Blocks, Mode
+
+SUFFIX = ".overviews"  # of the file beside a recording that holds its exact overviews
+N_CHECKED = 2**20  # bytes of a recording by which it is told from another
 
 
 @dataclass(eq=False)
@@ -58,3 +67,50 @@ def _pooled(x: Tensor, side: int, *, largest: bool, columns: bool = True) -> Ten
     width = side if columns else 1
     x = x.reshape(len(x) // side, side, x.shape[1] // width, width)
     return x.amax((1, 3)) if largest else x.sum((1, 3))
+
+
+def fingerprint(recording: Path) -> str:
+    """Return what tells the file of a recording from another: its size, and a checksum of its beginning."""
+    with recording.open("rb") as file:
+        return f"{recording.stat().st_size}-{zlib.crc32(file.read(N_CHECKED))}"
+
+
+def save_overviews(recording: Path, kept: Mapping[tuple[Any, ...], Any]) -> None:
+    """Write the exact overviews among answers that were kept to a file beside the recording.
+
+    Args:
+        recording: The path of the recording.
+        kept: Blocks by (scene, layer, call, text, "overview", mode); other answers are passed over.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, found in kept.items():
+        if len(key) == 6 and key[4] == "overview":
+            name = ".".join(map(str, (*key[1:4], key[5])))
+            tensors |= {f"{name}.share": found.share.contiguous(), f"{name}.n_rows": found.n_rows.contiguous()}
+            tensors[f"{name}.visible"] = found.visible.expand_as(found.share).contiguous()
+    path = recording.with_name(recording.name + SUFFIX)
+    partial = path.with_name(path.name + ".part")
+    save_file(tensors, partial, {"of": fingerprint(recording)})
+    partial.replace(path)
+
+
+def open_overviews(recording: Path, scene: str) -> dict[tuple[Any, ...], Blocks]:
+    """Return the overviews in the file beside a recording, by the keys of `scene`; none where they are of another."""
+    path, found = recording.with_name(recording.name + SUFFIX), dict[tuple[Any, ...], Blocks]()
+    if not path.is_file():
+        return found
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("of") != fingerprint(recording):
+                return found
+            for name in {key.rpartition(".")[0] for key in file.keys()}:  # noqa: SIM118 (not a dict)
+                layer, call, batch, mode = name.split(".")
+                share, visible, n_rows = (file.get_tensor(f"{name}.{part}") for part in ("share", "visible", "n_rows"))
+                key = (scene, int(layer), int(call), int(batch), "overview", mode)
+                found[key] = Blocks(share, visible, n_rows, mode="max" if mode == "max" else "sum")
+    except (SafetensorError, ValueError, OSError):
+        return {}  # what is damaged is made again
+    return found

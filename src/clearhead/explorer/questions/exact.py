@@ -6,6 +6,7 @@ done is kept: asked a second time, it is there.
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from clearhead.explorer import blocks
 from clearhead.explorer.blocks import MAX_EXACT_WEIGHTS, Blocks, Mode
 from clearhead.explorer.jobs import Events, Report
-from clearhead.explorer.kept import Base
+from clearhead.explorer.kept import Base, save_overviews
 from clearhead.explorer.questions.maps import OVERVIEW, TILE
 from clearhead.explorer.questions.place import BATCH, CALL, LAYER, MAX_POSITIONS, MODE, SCENE, Place, place
 from clearhead.explorer.table import Parameter, Question
@@ -67,7 +68,21 @@ def overviews(exploration: "Exploration", at: Place, mode: Mode, report: Report)
             "of": n_rows,
         }
     if known is None:
-        exploration.kept[key] = joined(parts, 1)
+        with exploration.lock:
+            exploration.kept[key] = joined(parts, 1)
+            _save(exploration, at)
+
+
+def _save(exploration: "Exploration", at: Place) -> None:
+    """Write the overviews of a recording that was opened beside it, so that they are there when it is opened again."""
+    if at.scene.origin.kind != "recording":
+        return
+    mine = {key: value for key, value in exploration.kept.items() if key[0] == at.id}
+    try:
+        save_overviews(Path(at.scene.origin.text), mine)
+    except OSError as error:
+        remark = f"overviews cannot be kept beside the recording: {error.strerror or error}"
+        at.scene.notes = tuple(dict.fromkeys((*at.scene.notes, remark)))
 
 
 def joined(parts: list[Blocks], axis: int) -> Blocks:
