@@ -27,6 +27,7 @@ from clearhead.cli.labeller import distinct_labels
 from clearhead.data.images import ImageProcessor
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
+from clearhead.errors import InputError
 from clearhead.generation import Beams, RepetitionPenalty, Sampled, answers, generate
 from clearhead.models.bert import BertConfig, BertForMaskedLM
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -295,8 +296,8 @@ def test_an_answer_begins_with_the_token_that_the_checkpoint_forces(places: dict
     (folder / "generation_config.json").write_text(json.dumps({"forced_bos_token_id": forced}))
     model, settings = load(folder), {"stop": {0}, "adjust": [Never([2])], "max_new_tokens": 8}
     free, expected = (likely(generate(model, [[5, 6]], begin=begin, **settings)) for begin in ([2], [2, forced]))
-    came = likely(Writer("translate", str(folder)).write([[5, 6]], 8, Choices(8)))
-    assert came == pytest.approx(expected, abs=1e-4) != pytest.approx(free, abs=1e-4)
+    came = likely(Writer("translate", str(folder)).write([[5, 6]], 9, Choices(9)))
+    assert came[1:] == pytest.approx(expected, abs=1e-4) != pytest.approx(free, abs=1e-4)  # the first is the forced one
 
 
 @pytest.mark.parametrize("said", ["{", "[]", '{"eos_token_id": "x"}', '{"forced_bos_token_id": [-1]}'])
@@ -549,6 +550,40 @@ def test_transcribe_writes_what_the_model_hears_piece_by_piece(
     (found,) = call("transcribe", speech, "--model", hearing, "--json", *argv).json
     assert found == {"file": str(speech), "written": " ".join(expected)}
     assert len(call("transcribe", speech, speech, "--model", hearing, *argv).out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "language", "expected"),
+    [
+        ({"language": "<|de|>"}, None, [1, 3, 4, 5]),
+        ({"language": "german"}, None, [1, 3, 4, 5]),
+        ({"language": "german"}, "English", [1, 2, 4, 5]),
+        ({"language": "en", "decoder_start_token_id": 7}, None, [7, 2, 4, 5]),
+        ({"forced_decoder_ids": [[1, 3], [2, 4], [3, 5]]}, None, [1, 3, 4, 5]),
+        ({"forced_decoder_ids": [[1, 3], [2, 9]]}, None, [1, 3, 9, 5]),
+        ({"forced_decoder_ids": [[1, 3], [2, 9]]}, "en", [1, 2, 4, 5]),
+        ({"language": "welsh"}, None, "generation_config.json: this model knows no language 'welsh'"),
+        ({"task": "dance", "language": "en"}, None, "task 'dance' is unknown"),
+        ({"forced_decoder_ids": [[2, 4]]}, None, "leave place 1 out"),
+        ({"forced_decoder_ids": [[1, 3], [2, None]]}, None, "the token at place 2 open"),
+    ],
+    ids=str,
+)
+def test_an_answer_of_a_sound_begins_as_the_checkpoint_says(
+    said: dict[str, Any], language: str | None, expected: list[int] | str, hearing: Path, speech: Path, tmp_path: Path
+) -> None:
+    from clearhead.cli.hearing import Listener
+
+    folder = shutil.copytree(hearing, tmp_path / "whisper")
+    both = json.loads((folder / "generation_config.json").read_text()) | said
+    (folder / "generation_config.json").write_text(json.dumps(both))
+    listener = Listener(str(folder))
+    sound = listener.sounds.read(speech)[0]
+    if isinstance(expected, list):
+        assert listener.beginning(sound, language) == expected
+    else:
+        with pytest.raises(InputError, match=re.escape(expected)):
+            listener.beginning(sound, language)
 
 
 def test_languages_that_no_file_lists_are_the_tokens_after_the_start(

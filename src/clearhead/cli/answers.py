@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from clearhead.checkpoints.endings import FORCED_FIRST, end_tokens, stated_tokens
+from clearhead.checkpoints.endings import end_tokens
+from clearhead.checkpoints.generation_settings import GenerationSettings
 from clearhead.cli.arguments import Choosing
+from clearhead.cli.checkpoint_choices import adjustments, say_unread
 from clearhead.cli.opening import open_for
 from clearhead.cli.output import note
 from clearhead.cli.written import MAX_TOKENS_A_LETTER, Written, end_of_answer
@@ -73,8 +75,12 @@ class Writer:
         self.ends = end_tokens(folder, self.config.vocab_size)
         self.never: tuple[Adjust, ...] = ()
         self.begin: list[int] | None = None
+        self.settings = GenerationSettings()
         if isinstance(model, EncoderDecoder):
-            self.begin = [model.config.start_id, *stated_tokens(folder, FORCED_FIRST, self.config.vocab_size)]
+            self.settings = GenerationSettings.load(folder, self.config.vocab_size)
+            say_unread(self.settings)
+            start = self.settings.start
+            self.begin = [model.config.start_id if start is None else start]
             self.ends |= {model.config.end_id}
             self.never = (Never({model.config.pad_id} - self.ends),)  # some are trained to begin with it
         self.model, what_runs = fastest(model, DTYPES[dtype], tokens=tokens)
@@ -119,7 +125,7 @@ class Writer:
             prompts,
             max_new_tokens=room,
             choose=choices.choose,
-            adjust=(*self.never, *choices.adjust),
+            adjust=(*self.never, *adjustments(self.settings, len(self.begin or ()), room, self.ends), *choices.adjust),
             stop=is_done if choices.stops else self.ends,
             begin=self.begin,
         )

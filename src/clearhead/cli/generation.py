@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
 
 TOGETHER = 16  # texts: eight times as many tokens a second as one, and the first answer is not far
 SEEDS = 2**31
+MOST_TRANSLATED = 256  # tokens of an answer, where neither a person nor the checkpoint says
 
 
 def generate(
@@ -66,7 +67,7 @@ def translate(
     texts: Sequence[str],
     files: Sequence[Path],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     beams: int | None,
     model: str,
     as_json: bool,
@@ -77,10 +78,12 @@ def translate(
     at_least_1(max_new_tokens=max_new_tokens, beams=beams, threads=threads)
     arrivals = arriving(texts, files, example="clearhead translate attention")
     first = next(arrivals)
-    from clearhead.cli.answers import Writer, choices_of
+    from clearhead.cli.answers import Choices, Writer
+    from clearhead.cli.checkpoint_choices import beams_of, most_new
 
-    writer = Writer("translate", model, dtype=dtype, threads=threads, tokens=max_new_tokens)
-    choices = choices_of(Choosing(temperature=0.0, beams=beams), max_new_tokens, 0)
+    writer = Writer("translate", model, dtype=dtype, threads=threads, tokens=max_new_tokens or MOST_TRANSLATED)
+    n_new = max_new_tokens or most_new(writer.settings, len(writer.begin or ())) or MOST_TRANSLATED
+    choices = Choices(n_new, beams_of(writer.settings, beams))
     with Progress("text") as progress:
         for answer in written(writer, chain([first], arrivals), choices):
             if as_json:
