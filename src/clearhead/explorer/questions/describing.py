@@ -118,14 +118,13 @@ def _layers(scene: Scene, call: int, batch: int) -> list[dict[str, Any]]:
 def _calls(scene: Scene) -> list[dict[str, Any]]:
     """Return the calls of the first layer, with the token that each of a generation wrote or read."""
     calls = scene.seen.calls[scene.seen.numbers[0]]
-    if len(calls) == 1:
-        return [{"call": 0, "label": "whole"}]
     found = []
     for number, one in enumerate(calls[:MAX_LISTED]):
         first = scene.first_query(scene.seen.numbers[0], one)
         axis = scene.axes[scene.axes_of(scene.seen.numbers[0], one)[0]]
         token = repr(axis.tokens[first]) if one.n_all == 1 and first < len(axis) else ""
-        found.append({"call": number, "label": f"token {number} {token}".strip() if number else "prompt"})
+        label = "whole" if len(calls) == 1 else f"token {number} {token}".strip() if number else "prompt"
+        found.append({"call": number, "label": label, "first": first, "n_queries": one.n_all, "n_keys": one.n_keys})
     return found
 
 

@@ -35,6 +35,8 @@ export class App {
     this.closing = new AbortController();
     /** What measuring found, by recording: effects by "layer.head". @type {Map<string, Map<string, number>>} */
     this.effects = new Map();
+    /** @type {Set<string>} */
+    this.askedPlaces = new Set();
     this.busyCount = 0;
     this.frame = 0;
     this.firstScene = "";
@@ -56,8 +58,20 @@ export class App {
     return this.store.get();
   }
 
+  /** What is known of the recording, for the forward and the text that are shown; those of the last one meanwhile. */
   get meta() {
-    return this.metas.get(this.view.scene || this.firstScene);
+    const { scene, call, batch } = this.view;
+    const id = scene || this.firstScene;
+    if (call === -1 && batch === 0) return this.metas.get(id);
+    const place = `${id} ${call} ${batch}`;
+    if (!this.metas.has(place) && !this.askedPlaces.has(place)) {
+      this.askedPlaces.add(place);
+      this.ask("meta", { scene: id, call, batch }).then(({ meta }) => {
+        this.metas.set(place, { ...meta, call, batch_index: batch });
+        this.changed();
+      }, (error) => this.fail(error));
+    }
+    return this.metas.get(place) ?? this.metas.get(id);
   }
 
   get scene() {

@@ -65,12 +65,12 @@ function nameRows(/** @type {CanvasRenderingContext2D} */ context, /** @type {an
   const { app, scene, plane, gutter } = what;
   context.textAlign = "right";
   context.textBaseline = "middle";
-  const rows = plane.down >= NAMES_FROM ? range(part.top, part.bottom) : ticks(part.top, part.bottom, plane.down, 48);
+  const named = plane.down >= NAMES_FROM;
+  const rows = named ? range(part.top, part.bottom) : ticks(part.top, part.bottom, plane.down, 48);
   for (const query of rows) {
-    const named = plane.down >= NAMES_FROM;
-    context.fillStyle = query === chosen ? app.palette.accent : app.palette.muted;
+    context.fillStyle = named && query === chosen ? app.palette.accent : app.palette.muted;
     const text = named ? labelOf(scene.queries, query + scene.first) : grouped(query + scene.first);
-    write(context, text, gutter.left - 8, at.y(query) + (named ? plane.down / 2 : 0), gutter.left - 12, query === chosen, plane.down);
+    write(context, text, gutter.left - 8, at.y(query) + (named ? plane.down / 2 : 0), gutter.left - 12, named && query === chosen, named ? plane.down : 14);
   }
 }
 
@@ -81,12 +81,12 @@ function nameColumns(/** @type {CanvasRenderingContext2D} */ context, /** @type 
   const names = keys.map((key) => (named ? labelOf(scene.keys, key) : grouped(key)));
   const flat = !named || names.every((name) => context.measureText(name).width < plane.across - 6);
   keys.forEach((key, i) => {
-    context.fillStyle = key === chosen ? app.palette.accent : app.palette.muted;
+    context.fillStyle = named && key === chosen ? app.palette.accent : app.palette.muted;
     const x = at.x(key) + (named ? plane.across / 2 : 0);
     if (flat) {
       context.textAlign = named ? "center" : "left";
       context.textBaseline = "alphabetic";
-      write(context, names[i], x, gutter.top - 9, 200, key === chosen, 20);
+      write(context, names[i], x, gutter.top - 9, 200, named && key === chosen, named ? 20 : 14);
       return;
     }
     context.save();
@@ -116,11 +116,11 @@ function drawMargins(/** @type {CanvasRenderingContext2D} */ context, /** @type 
   context.globalAlpha = 0.55;
   const bars = (/** @type {Float32Array} */ values, /** @type {number} */ from, /** @type {number} */ to, /** @type {number} */ cell, /** @type {number} */ room, /** @type {(i: number, size: number, thick: number) => void} */ draw) => {
     let most = 1e-9;
-    for (let i = Math.floor(from); i < Math.ceil(to); i++) most = Math.max(most, values[i]);
+    for (let i = Math.floor(from); i < Math.ceil(to); i++) most = Math.max(most, values[i] || 0);
     const step = Math.max(1, Math.floor(1 / cell));
     for (let i = Math.floor(from); i < Math.ceil(to); i += step) {
       let largest = 0;
-      for (let j = i; j < Math.min(values.length, i + step); j++) largest = Math.max(largest, values[j]);
+      for (let j = i; j < Math.min(values.length, i + step); j++) largest = Math.max(largest, values[j] || 0);
       draw(i, (room * largest) / most, Math.max(1, cell * step - (cell > 4 ? 2 : 0)));
     }
     return most;

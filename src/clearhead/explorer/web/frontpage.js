@@ -6,7 +6,7 @@ import { effectButton, HeadGrid } from "./heads.js";
 import { Legend } from "./legend.js";
 import { Scatter } from "./metrics.js";
 import { Reading } from "./reading.js";
-import { figures, usualFloor } from "./scale.js";
+import { figures, percent, usualFloor } from "./scale.js";
 import { layerName, placeOf } from "./scene.js";
 import { Steps } from "./steps.js";
 import { spanName } from "./tokens.js";
@@ -25,9 +25,10 @@ export class FrontPage {
     this.answer = h("section", { class: "answers", "aria-label": "Answer" });
     this.reading = new Reading(app, { large: true });
     this.steps = new Steps(app);
-    this.grid = new HeadGrid(app, { open, hover });
-    this.scatter = new Scatter(app, open, hover);
     this.effect = effectButton(app);
+    this.grid = new HeadGrid(app, { open, hover });
+    this.grid.tools.append(this.effect.el);
+    this.scatter = new Scatter(app, open, hover);
     this.legend = new Legend(app);
     this.call = choice("Forward", (call) => app.store.set({ call: Number(call), query: null, key: null }));
     this.batch = choice("Text", (batch) => app.store.set({ batch: Number(batch), query: null, key: null }));
@@ -35,7 +36,7 @@ export class FrontPage {
       this.sentence,
       h("div", { class: "lead" }, this.reading.el, this.answer),
       this.steps.el,
-      h("div", { class: "tools pickers" }, this.batch.el, this.call.el, this.effect.el),
+      h("div", { class: "tools pickers" }, this.batch.el, this.call.el),
       h("div", { class: "overview" }, h("div", null, this.grid.el, this.legend.el), this.scatter.el));
     this.strongest = app.slot((answer) => {
       this.said = answer?.meta ?? null;
@@ -60,7 +61,9 @@ export class FrontPage {
     this.effect.update();
     this.grid.update(scene);
     this.scatter.update(this.grid.rows, `${scene.layer.index}.${scene.head}`, view.kind);
-    this.legend.update(usualFloor(Math.min(32, scene.nKeys)), true, "Rows look, columns are looked at. Each cell is summed over keys, averaged over queries.");
+    const masked = meta.layers.some((/** @type {any} */ one) => one.hidden);
+    const cell = scene.nKeys > 32 || scene.nQueries > 32 ? " A cell is a block of tokens: summed over keys, averaged over queries." : " A cell is one weight.";
+    this.legend.update(usualFloor(Math.min(32, scene.nKeys)), true, `Rows look, columns are looked at.${cell}`, masked);
     this.reading.update(scene);
   }
 
@@ -80,7 +83,7 @@ export class FrontPage {
     fill(this.sentence, [
       h("span", { class: "word", text: name(queries, link.query + scene.first) }), " looks at ",
       h("span", { class: "word", text: name(keys, link.key) }), " with ",
-      h("b", { text: `${Math.round(100 * link.weight)}\u00a0%` }), " of its attention in ",
+      h("b", { text: percent(link.weight) }), " of its attention in ",
       h("button", { type: "button", class: "inline", text: `${layerName(layer).toLowerCase()}, head ${link.head}`, on: { click: () => this.open(link.layer, link.head) } }), ".",
     ]);
     this.sentence.title = `weight ${figures(link.weight)}`;

@@ -7,7 +7,7 @@ import { glyph } from "./glyphs.js";
 import { Legend } from "./legend.js";
 import { MapView } from "./map.js";
 import { Reading } from "./reading.js";
-import { figures, usualFloor } from "./scale.js";
+import { figures, percent, usualFloor } from "./scale.js";
 import { headOf, KINDS, layerName, neighbour, placeOf } from "./scene.js";
 import { Steps } from "./steps.js";
 import { nameOf } from "./tokens.js";
@@ -45,7 +45,8 @@ export class HeadPage {
             button("−", () => zoomBy(this.map, -1), { "aria-label": "Zoom out" }), button("+", () => zoomBy(this.map, 1), { "aria-label": "Zoom in" }),
             button("All in view", () => app.store.set({ zoom: null }))),
           this.map.el, this.map.status, this.legend.el, this.details),
-        h("div", { class: "right" }, this.steps.el, this.reading.el, this.touch.el, this.why.el)));
+        h("div", { class: "right" }, this.steps.el, this.reading.el, this.touch.el)),
+      this.why.el);
     this.heads = app.slot((answer) => {
       this.rows = answer?.meta.heads ?? [];
       app.changed();
@@ -80,7 +81,7 @@ export class HeadPage {
     if (!row) return fill(this.kind, []);
     const facts = [`entropy ${figures(row.entropy)} nats`, `distance ${figures(row.distance)}`];
     const heaviest = nameOf(scene.keys, row.heaviest);
-    facts.push(`${Math.round(100 * row.heaviest_share)} % to ${heaviest}`);
+    facts.push(`${percent(row.heaviest_share)} to ${heaviest}`);
     fill(this.kind, [glyph(row.kind), h("b", { text: row.kind }), `: ${KINDS[/** @type {keyof typeof KINDS} */ (row.kind)] ?? ""}. `, h("span", { class: "facts", text: facts.join(" · ") })]);
   }
 

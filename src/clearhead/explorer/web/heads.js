@@ -30,8 +30,8 @@ export class HeadGrid {
       class: "heads", role: "grid", "aria-label": "All heads",
       on: { keydown: (/** @type {KeyboardEvent} */ event) => this.#move(event), mouseleave: () => actions.hover(null) },
     });
-    this.el = h("section", { class: "allheads", "aria-label": "All heads" },
-      h("div", { class: "tools" }, this.chips, this.sort.el), this.grid);
+    this.tools = h("div", { class: "tools" }, this.chips, this.sort.el);
+    this.el = h("section", { class: "allheads", "aria-label": "All heads" }, this.tools, this.grid);
     this.heads = app.slot((answer) => {
       this.rows = answer?.meta.heads ?? [];
       app.changed();

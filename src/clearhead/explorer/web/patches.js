@@ -1,9 +1,10 @@
-// A picture whose patches are tokens: shaded by weights, with the pinned patch outlined.
+// A picture whose patches are tokens: veiled where no weight lies, clear where much does, the pinned patch outlined.
 
 import { contextOf, densityOf, h } from "./dom.js";
-import { colorAt, positionOf } from "./scale.js";
+import { positionOf } from "./scale.js";
 
 const LARGEST_PICTURE = 420; // pixels on a side
+const VEIL = 0.86; // opacity over a patch without weight
 
 export class PictureView {
   /**
@@ -35,12 +36,13 @@ export class PictureView {
   setAxis(axis) {
     const image = /** @type {NonNullable<typeof axis.image>} */ (axis.image);
     this.image = image;
-    if (this.loaded === image.id) return;
-    this.loaded = image.id;
+    const name = `${this.app.meta.id} ${image.id}`;
+    if (this.loaded === name) return;
+    this.loaded = name;
     this.scale = LARGEST_PICTURE / Math.max(image.width, image.height);
     this.el.style.setProperty("aspect-ratio", `${image.width} / ${image.height}`);
     this.el.classList.toggle("coarse", this.scale > 2);
-    this.app.ask("image", { id: image.id }).then((answer) => {
+    this.app.ask("image", { scene: this.app.meta.id, id: image.id }).then((answer) => {
       URL.revokeObjectURL(this.img.src);
       if (answer.bytes) this.img.src = URL.createObjectURL(new Blob([answer.bytes]));
     }, (error) => this.app.fail(error));
@@ -63,11 +65,10 @@ export class PictureView {
     const start = { x: (image.x / image.width) * width, y: (image.y / image.height) * height };
     const place = (/** @type {number} */ patch) => /** @type {[number, number, number, number]} */ ([
       start.x + (patch % image.cols) * cell.w, start.y + Math.floor(patch / image.cols) * cell.h, cell.w, cell.h]);
+    context.fillStyle = this.app.palette.page;
     if (values) {
       for (let patch = 0; patch < image.rows * image.cols; patch++) {
-        const position = positionOf(values[image.first + patch - offset], floor);
-        context.globalAlpha = 0.2 + 0.65 * position;
-        context.fillStyle = colorAt(this.app.theme, position);
+        context.globalAlpha = VEIL * (1 - positionOf(values[image.first + patch - offset], floor));
         context.fillRect(...place(patch));
       }
     }

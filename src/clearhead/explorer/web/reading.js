@@ -3,7 +3,7 @@
 import { floatsOf } from "./app.js";
 import { fill, h, segments } from "./dom.js";
 import { PictureView } from "./patches.js";
-import { figures, usualFloor } from "./scale.js";
+import { figures, percent, usualFloor } from "./scale.js";
 import { headOf } from "./scene.js";
 import { TextView } from "./text.js";
 import { fewest, findToken, spanName, summedOverWords, wordAt } from "./tokens.js";
@@ -181,11 +181,16 @@ export class Reading {
     const { carried } = found;
     const n = found.links.length;
     const verb = from ? (n === 1 ? "link carries" : "links carry") : n === 1 ? "query sends" : "queries send";
-    this.counted = this.values ? `${n} ${verb} ${Math.round(100 * carried)}\u00a0%` : "";
+    this.counted = this.values ? `${n} ${verb} ${percent(carried)}` : "";
     if (!this.hovered) this.count.textContent = this.counted;
     this.who.textContent = spanName(pinnedAxis, first + pinnedOffset, last + pinnedOffset);
     fill(this.list, this.links.slice(0, 12).map(({ at, weight }) =>
       h("span", { class: "link" }, spanName(shadedAxis, at, at), " ", h("b", { text: figures(weight) }))));
+    const shown = `${scene.meta.id} ${pinnedAxis.name} ${first}`;
+    if (shown !== this.scrolled && this.shown.get(pinnedAxis.name)?.axis === pinnedAxis) {
+      this.scrolled = shown;
+      this.shown.get(pinnedAxis.name)?.text?.scrollTo(first + pinnedOffset);
+    }
     this.mark = { pinnedAxis, shadedAxis, first: first + pinnedOffset, last: last + pinnedOffset };
     this.#arcs();
   }

@@ -79,7 +79,17 @@ export function figures(value) {
     const power = Math.floor(Math.log10(size));
     return `${sign}${(size / 10 ** power).toFixed(1)}e−${-power}`;
   }
+  if (size < 1 && size >= 0.995) return sign + (size >= 0.9995 ? size.toFixed(5).replace(/0+$/, "") : size.toFixed(3)).replace(/^1\.?$/, "1.00");
   return sign + (size >= 100 ? size.toFixed(0) : size >= 10 ? size.toFixed(1) : size >= 0.0995 ? size.toFixed(2) : size.toPrecision(2));
+}
+
+/** A share in percent, with one more digit where it is nearly everything or nearly nothing.
+ * @param {number} share
+ */
+export function percent(share) {
+  const value = 100 * share;
+  const digits = (value > 99 && value < 99.95) || (value < 1 && value > 0) ? 1 : 0;
+  return `${value.toFixed(digits)}\u00a0%`;
 }
 
 /** A whole number with thin groups of thousands.

@@ -11,6 +11,7 @@
  * @property {number} query_axis
  * @property {number} key_axis
  * @property {number[]} heads
+ * @property {number} first_query Position on the query axis of the call's first query.
  * @property {number} n_queries
  * @property {number} n_keys
  * @property {number} calls
@@ -24,7 +25,7 @@
  * @property {number} head
  * @property {Axis} queries
  * @property {Axis} keys
- * @property {number} first Position on the query axis of the call's first query.
+ * @property {number} first The same, of this scene's layer.
  * @property {number} nQueries
  * @property {number} nKeys
  * @property {number} query Row of the call.
@@ -36,7 +37,7 @@
 
 /**
  * Fill in a view. What it names and the recording does not have gives way to what there is.
- * @param {Meta} meta
+ * @param {Meta} meta That of the call and the text of the batch which the view names.
  * @param {View} view
  * @returns {Scene}
  */
@@ -46,21 +47,17 @@ export function sceneOf(meta, view) {
   const wanted = view.layer ?? strongest?.layer;
   const layer = full.find((/** @type {Layer} */ one) => one.index === wanted) ?? full[0];
   const head = pick(layer.heads, view.head, layer.index === strongest?.layer ? strongest.head : undefined);
-  const call = layer.calls > 1 && view.call >= 0 ? Math.min(view.call, layer.calls - 1) : -1;
-  const size = layer.calls > 1 && call >= 0 ? meta.calls[call] : undefined;
-  const nQueries = size?.n_queries ?? layer.n_queries;
-  const nKeys = size?.n_keys ?? layer.n_keys;
+  const { n_queries: nQueries, n_keys: nKeys } = layer;
   const queries = meta.axes[layer.query_axis];
   const keys = meta.axes[layer.key_axis];
-  const first = size?.first ?? (layer.calls > 1 ? meta.calls.at(-1)?.first : 0) ?? 0;
+  const first = layer.first_query ?? 0;
   const inside = (/** @type {number | null | undefined} */ at, /** @type {number} */ n) => at !== null && at !== undefined && at >= 0 && at < n;
   const usual = inside(strongest?.query, nQueries) ? strongest.query : nQueries - 1;
   const query = inside(view.query, nQueries) ? /** @type {number} */ (view.query) : usual;
   const to = view.to !== null && inside(view.to, nQueries) && view.to > query ? view.to : query;
   const usualKey = inside(strongest?.key, nKeys) ? strongest.key : 0;
   const key = inside(view.key, nKeys) ? /** @type {number} */ (view.key) : usualKey;
-  const batch = Math.min(view.batch, Math.max(0, layer.batch - 1));
-  return { meta, layer, head, queries, keys, first, nQueries, nKeys, query, to, key, call, batch };
+  return { meta, layer, head, queries, keys, first, nQueries, nKeys, query, to, key, call: meta.call ?? -1, batch: meta.batch_index ?? 0 };
 }
 
 function pick(/** @type {number[]} */ heads, /** @type {(number | null | undefined)[]} */ ...wanted) {
