@@ -91,7 +91,7 @@ export function choice(label, choose) {
  * @returns {{el: HTMLElement, set: (value: string) => void}}
  */
 export function segments(label, options, choose) {
-  const buttons = options.map(([key, text]) => button(text, () => choose(key), { "aria-pressed": "false", "data-key": key }));
+  const buttons = options.map(([key, text]) => button(text, () => choose(key), { "aria-pressed": "false", "data-key": key, "data-label": text }));
   return {
     el: h("div", { class: "segments", role: "group", "aria-label": label }, ...buttons),
     set(value) {
@@ -122,4 +122,24 @@ export function contextOf(canvas, width, height, density) {
 /** Pixels of the screen for one of CSS, at most 2. */
 export function densityOf() {
   return Math.min(2, Math.max(1, globalThis.devicePixelRatio || 1));
+}
+
+/**
+ * Thin lines at 45 degrees: where nothing may be looked at.
+ * @param {CanvasRenderingContext2D} context
+ * @param {string} color
+ */
+export function hatchingOf(context, color) {
+  const canvas = new OffscreenCanvas(6, 6);
+  const pen = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  pen.strokeStyle = color;
+  pen.globalAlpha = 0.28;
+  pen.lineWidth = 1;
+  pen.beginPath();
+  for (const at of [-3, 3, 9]) {
+    pen.moveTo(at - 3, 9);
+    pen.lineTo(at + 9, -3);
+  }
+  pen.stroke();
+  return /** @type {CanvasPattern} */ (context.createPattern(/** @type {any} */ (canvas), "repeat"));
 }

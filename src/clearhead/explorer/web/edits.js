@@ -72,42 +72,49 @@ export class Touch {
     this.run(this.app.view.edits.filter((one) => one !== edit));
   }
 
-  /**
-   * Run the model under these changes, and show what it gives beside the run without them.
-   * @param {Edit[]} edits
-   */
+  /** @param {Edit[]} edits */
   async run(edits) {
-    const { app } = this;
-    const base = app.view.before || app.meta.id;
-    if (!edits.length) {
-      app.store.set({ scene: base, before: "", edits: [] }, { undo: true });
-      return;
-    }
     this.running?.abort();
     const running = new AbortController();
     this.running = running;
     this.progress.hidden = false;
     this.progress.removeAttribute("value");
-    app.busy();
-    try {
-      await app.source.stream("run", { scene: base, edits }, (event) => {
-        if (event.event === "progress") this.progress.value = event.done / Math.max(1, event.of);
-        else if (event.event === "error") app.tell(event.message);
-        else if (event.event === "done") {
-          app.metas.set(event.scene, event.meta);
-          app.store.set({ scene: event.scene, before: base, edits }, { undo: true });
-          app.say(`The model ran again under ${edits.length} changes.`);
-        }
-      }, running.signal);
-    } catch (error) {
-      app.fail(error);
-    } finally {
-      if (this.running === running) {
-        this.progress.hidden = true;
-        this.running = null;
-      }
-      app.done();
+    await runEdits(this.app, edits, running.signal, (share) => { this.progress.value = share; });
+    if (this.running === running) {
+      this.progress.hidden = true;
+      this.running = null;
     }
+  }
+}
+
+/**
+ * Run the model under these changes, and show what it gives beside the run without them.
+ * @param {import("./app.js").App} app
+ * @param {Edit[]} edits
+ * @param {AbortSignal} signal
+ * @param {(share: number) => void} progressed
+ */
+export async function runEdits(app, edits, signal, progressed) {
+  const base = app.view.before || app.meta.id;
+  if (!edits.length) {
+    app.store.set({ scene: base, before: "", edits: [] }, { undo: true });
+    return;
+  }
+  app.busy();
+  try {
+    await app.source.stream("run", { scene: base, edits }, (event) => {
+      if (event.event === "progress") progressed(event.done / Math.max(1, event.of));
+      else if (event.event === "error") app.tell(event.message);
+      else if (event.event === "done") {
+        app.metas.set(event.scene, event.meta);
+        app.store.set({ scene: event.scene, before: base, edits }, { undo: true });
+        app.say(`The model ran again under ${edits.length} ${edits.length === 1 ? "change" : "changes"}.`);
+      }
+    }, signal);
+  } catch (error) {
+    app.fail(error);
+  } finally {
+    app.done();
   }
 }
 

@@ -44,7 +44,7 @@ export class HeadPage {
           h("div", { class: "tools maptools" }, this.mode.el,
             button("−", () => zoomBy(this.map, -1), { "aria-label": "Zoom out" }), button("+", () => zoomBy(this.map, 1), { "aria-label": "Zoom in" }),
             button("All in view", () => app.store.set({ zoom: null }))),
-          this.map.el, this.map.status, this.legend.el, this.details),
+          this.map.el, this.map.exactness.el, this.map.status, this.legend.el, this.details),
         h("div", { class: "right" }, this.steps.el, this.reading.el, this.touch.el)),
       this.why.el);
     this.heads = app.slot((answer) => {

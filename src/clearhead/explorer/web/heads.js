@@ -2,6 +2,7 @@
 
 import { headTitle, METRICS, metricValue } from "./metrics.js";
 import { button, choice, contextOf, fill, h } from "./dom.js";
+import { Exactness } from "./exact.js";
 import { glyph } from "./glyphs.js";
 import { figures, tileTable, usualFloor } from "./scale.js";
 import { KINDS, layerName, placeOf } from "./scene.js";
@@ -24,6 +25,7 @@ export class HeadGrid {
     this.overviews = new Map();
     this.built = "";
     this.painted = "";
+    this.version = 0;
     this.sort = choice("Sort", (sort) => app.store.set({ sort }));
     this.chips = h("div", { class: "chips", role: "group", "aria-label": "Kinds of heads" });
     this.grid = h("div", {
@@ -32,7 +34,10 @@ export class HeadGrid {
     });
     this.tools = h("div", { class: "tools" }, this.chips, this.sort.el);
     this.el = h("section", { class: "allheads", "aria-label": "All heads" }, this.tools, this.grid);
+    this.exactness = new Exactness(app, (event) => this.#completed(event));
+    this.el.append(this.exactness.el);
     this.heads = app.slot((answer) => {
+      this.sampledRows = answer?.meta.exact === false ? answer.meta.sampled : null;
       this.rows = answer?.meta.heads ?? [];
       app.changed();
     });
@@ -53,8 +58,10 @@ export class HeadGrid {
       this.#build(scene, rows);
       this.#ask(scene);
     }
+    const rough = [...this.overviews].find(([, overview]) => overview.meta.exact === false);
+    this.exactness.update(scene, rough ? { layer: rough[0], head: null, mode: "sum", error: rough[1].meta.error } : null);
     const floor = usualFloor(Math.min(32, scene.nKeys));
-    const paint = `${app.theme} ${floor} ${[...this.overviews.keys()]}`;
+    const paint = `${app.theme} ${floor} ${[...this.overviews.keys()]} ${this.version}`;
     if (paint !== this.painted) {
       this.painted = paint;
       const table = tileTable(app.theme, floor);
@@ -140,6 +147,23 @@ export class HeadGrid {
         this.app.changed();
       }, (error) => this.app.fail(error));
     }
+  }
+
+  /** Put blocks that became exact into the overviews of the layer that is being completed. */
+  #completed(/** @type {any} */ event) {
+    const rough = [...this.overviews.values()].find((overview) => overview.meta.exact === false);
+    if (!rough) return;
+    if (event.event === "block" && event.bytes) {
+      const all = new Uint8Array(rough.bytes);
+      const size = rough.meta.rows * rough.meta.cols;
+      const block = Uint8Array.from(atob(event.bytes), (letter) => letter.charCodeAt(0));
+      const part = event.rows * event.cols;
+      for (let i = 0; i * part < block.length; i++) all.set(block.subarray(i * part, (i + 1) * part), i * size + event.row * rough.meta.cols);
+    } else if (event.event === "done") {
+      rough.meta = { ...rough.meta, exact: true, error: 0 };
+    }
+    this.version += 1;
+    this.app.changed();
   }
 
   #paint(/** @type {number} */ layer, /** @type {any} */ { meta, bytes }, /** @type {Uint32Array} */ table) {

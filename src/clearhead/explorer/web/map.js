@@ -2,7 +2,8 @@
 
 import { floatsOf } from "./app.js";
 import { drawAxes, gutters } from "./axes.js";
-import { contextOf, densityOf, h } from "./dom.js";
+import { contextOf, densityOf, h, hatchingOf } from "./dom.js";
+import { Exactness } from "./exact.js";
 import { listen } from "./gestures.js";
 import { paintBytes } from "./heads.js";
 import { MiniMap } from "./minimap.js";
@@ -35,6 +36,10 @@ export class MapView {
     this.window = h("div", { class: "window", role: "grid", tabindex: "0", "aria-activedescendant": `${this.name}-cell` }, this.rowElement);
     this.el = h("div", { class: "map" }, this.tiles, this.over, this.window, this.mini.el);
     this.status = h("p", { class: "status" });
+    /** @type {string[]} */
+    this.shownKeys = [];
+    /** @type {any} */
+    this.sampledNow = null;
     /** @type {Map<string, any>} */
     this.specs = new Map();
     /** @type {Recent<OffscreenCanvas>} */
@@ -61,6 +66,15 @@ export class MapView {
     this.hovered = null;
     /** @type {Map<number, Float32Array>} */
     this.numbers = new Map();
+    this.exactness = new Exactness(app, (event) => {
+      // Tiles are asked for anew when a tenth more is exact, and at the end.
+      const tenth = event.event === "done" ? 11 : Math.floor((10 * event.done) / event.of);
+      if (tenth === this.tenth) return;
+      this.tenth = tenth;
+      this.queue.forget((answer) => answer.meta.exact === false);
+      this.canvases = new Recent(MAX_TILE_CANVASES);
+      app.changed();
+    });
     listen(this);
     const observer = new ResizeObserver(() => app.changed());
     observer.observe(this.el);
@@ -88,6 +102,7 @@ export class MapView {
     this.received("margins", this.shows === "difference" ? null : headOf(scene));
     this.exact("row", this.shows === "difference" ? null : { ...headOf(scene), query: scene.query });
     this.#draw();
+    if (this.shows === "now") this.exactness.update(scene, this.#sampled(scene));
     this.#numbers();
     this.#overlay();
     if (this.shows === "now") this.mini.update(scene, this.plane);
@@ -106,7 +121,7 @@ export class MapView {
     const context = contextOf(tiles, plane.width, plane.height, densityOf());
     context.clearRect(0, 0, plane.width, plane.height);
     const part = partInView(plane);
-    context.fillStyle = hatching(context, app.palette.muted);
+    context.fillStyle = hatchingOf(context, app.palette.muted);
     context.fillRect(Math.max(0, plane.left), Math.max(0, plane.top), (part.right - part.left) * plane.across, (part.bottom - part.top) * plane.down);
     const coarsest = coarsestScale(scene.nQueries, scene.nKeys);
     this.scale = scaleFor(Math.min(plane.across, plane.down), coarsest);
@@ -119,6 +134,7 @@ export class MapView {
       if (!this.#drawTile(context, scene, tile, coarsest)) this.missing += 1;
     }
     if (this.scale < coarsest && wanted.length) keys.push(this.#key(scene, ancestorOf(wanted[0], coarsest - this.scale).tile));
+    this.shownKeys = keys;
     this.queue.want(keys);
   }
 
@@ -148,6 +164,15 @@ export class MapView {
     }
     context.clearRect(x, y, cols * block * plane.across, rows * block * plane.down);
     return false;
+  }
+
+  /** What of the tiles in view comes from a sample, with its largest error; null where all are exact. */
+  #sampled(/** @type {Scene} */ scene) {
+    const rough = this.shownKeys.map((key) => this.queue.get(key)?.meta).filter((meta) => meta && meta.exact === false);
+    if (!rough.length) return this.missing && this.exactness.key ? this.sampledNow : null;
+    const errors = rough.map((meta) => meta.error).filter((error) => typeof error === "number");
+    this.sampledNow = { layer: scene.layer.index, head: scene.head, mode: this.app.view.mode, error: errors.length ? Math.max(...errors) : null };
+    return this.sampledNow;
   }
 
   #canvas(/** @type {string} */ key) {
@@ -247,24 +272,4 @@ export class MapView {
     }
     this.#overlay();
   }
-}
-
-/**
- * Thin lines at 45 degrees: where nothing may be looked at.
- * @param {CanvasRenderingContext2D} context
- * @param {string} color
- */
-export function hatching(context, color) {
-  const canvas = new OffscreenCanvas(6, 6);
-  const pen = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  pen.strokeStyle = color;
-  pen.globalAlpha = 0.28;
-  pen.lineWidth = 1;
-  pen.beginPath();
-  for (const at of [-3, 3, 9]) {
-    pen.moveTo(at - 3, 9);
-    pen.lineTo(at + 9, -3);
-  }
-  pen.stroke();
-  return /** @type {CanvasPattern} */ (context.createPattern(/** @type {any} */ (canvas), "repeat"));
 }

@@ -160,6 +160,13 @@ export class TileQueue {
     this.#next();
   }
 
+  /** Drop answers, so that they are asked for anew.
+   * @param {(answer: A) => boolean} stale
+   */
+  forget(stale) {
+    for (const [key, answer] of this.kept.entries) if (stale(answer)) this.kept.entries.delete(key);
+  }
+
   #next() {
     for (const key of this.wanted) {
       if (this.out.size >= MAX_REQUESTS) return;

@@ -7,6 +7,7 @@
 export const TILE_FLOOR = 1e-6;
 export const HIDDEN_BYTE = 0;
 const LOWEST_BYTE = 2;
+const DIFFERENCE_FLOOR = 1e-4;
 
 export const PAGE = { light: "#ffffff", dark: "#121417" };
 
@@ -141,6 +142,16 @@ export function differenceTable(theme) {
  */
 export function colorAt(theme, position) {
   const [r, g, b] = ramps[theme][Math.round(255 * Math.min(1, Math.max(0, position)))];
+  return `rgb(${r}, ${g}, ${b})`;
+}
+
+/** The color of a difference of shares, as CSS, on the scale of the tiles' bytes.
+ * @param {Theme} theme
+ * @param {number} value
+ */
+export function colorOfDifference(theme, value) {
+  const size = Math.log1p(Math.abs(value) / DIFFERENCE_FLOOR) / Math.log1p(1 / DIFFERENCE_FLOOR);
+  const [r, g, b] = ramp(DIFFERENCE_STOPS[theme], 255)[127 + Math.sign(value) * Math.round(127 * size)];
   return `rgb(${r}, ${g}, ${b})`;
 }
 

@@ -20,7 +20,7 @@ export class Shell {
     this.pages = new Map();
     this.title = h("p", { class: "title" });
     this.links = Object.keys(kinds).map((name) =>
-      button(PAGE_NAMES[/** @type {keyof typeof PAGE_NAMES} */ (name)] ?? name, () => app.store.set({ page: name }, { undo: true }), { class: "tab", "data-page": name }));
+      button(PAGE_NAMES[/** @type {keyof typeof PAGE_NAMES} */ (name)] ?? name, () => app.store.set({ page: name }, { undo: true }), { class: "tab", "data-page": name, "data-label": PAGE_NAMES[/** @type {keyof typeof PAGE_NAMES} */ (name)] }));
     this.undo = button("Undo", () => app.store.undo(), { class: "quiet", "aria-keyshortcuts": "Control+Z" });
     this.try = new TryIt(app);
     this.share = new ShareMenu(app);

@@ -3,6 +3,8 @@
 
 import { formatView, parseView } from "./address.js";
 import { App } from "./app.js";
+import { ComparePage } from "./compare.js";
+import { runEdits } from "./edits.js";
 import { FrontPage } from "./frontpage.js";
 import { HeadPage } from "./headpage.js";
 import { actionOf } from "./keys.js";
@@ -13,7 +15,7 @@ import { commSource } from "./source.js";
 const ADDRESS_DELAY_MS = 300;
 
 /** Pages by name. Each is made once, from the app, and has `el` and `update(scene)`. */
-const PAGES = { heads: FrontPage, head: HeadPage };
+const PAGES = { heads: FrontPage, head: HeadPage, compare: ComparePage };
 
 /**
  * Show the explorer inside an element.
@@ -47,7 +49,9 @@ async function start(/** @type {App} */ app, /** @type {any} */ { hash, view, ch
     const { meta } = await app.ask("meta", { scene: wanted.scene || null }).catch(() => app.ask("meta", {}));
     app.firstScene = meta.id;
     app.metas.set(meta.id, meta);
-    app.store.set({ ...wanted, scene: meta.id === wanted.scene ? wanted.scene : "", before: "" });
+    const { edits } = wanted;
+    app.store.set({ ...wanted, scene: meta.id === wanted.scene ? wanted.scene : "", before: "", edits: [] });
+    if (edits.length && meta.can.edit && !meta.edits?.length) await runEdits(app, edits, app.closing.signal, () => {});
     if (hash) keepInAddress(app);
     if (changed) app.store.subscribe((now) => changed(formatView(now)));
   } finally {
