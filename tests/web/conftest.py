@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
-from browsing import Site, Visit
 from PIL import Image
 from torch import Tensor, nn
 
+from browsing import Site, Visit
 from clearhead.cli.opening import open_for
 from clearhead.explorer.exploration import Exploration
 from clearhead.explorer.runner import Runner
@@ -108,7 +108,9 @@ def visitor(site: Site, browser: Any) -> Iterator[Callable[..., Visit]]:
                 one.faults.append(f"asked for {request.url}")
 
         page.on("request", requested)
-        page.on("console", lambda said: said.type in ("error", "warning") and one.faults.append(f"console: {said.text}"))
+        page.on(
+            "console", lambda said: said.type in ("error", "warning") and one.faults.append(f"console: {said.text}")
+        )
         page.on("pageerror", lambda error: one.faults.append(f"error: {error}"))
         visits.append(one)
         return one

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import Visit
 
+from browsing import Visit
 from clearhead.explorer.joining import WEB
 from clearhead.seeing.maps import pyramid
 
@@ -25,11 +25,21 @@ READ_CANVAS = """(canvas) => {
   return [canvas.width, canvas.height, btoa(text)];
 }"""
 TO_LMS = np.array(
-    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566], [0.0883024619, 0.2817188376, 0.6299787005]]
-)  # fmt: skip
+    """
+    0.4122214708 0.5363325363 0.0514459929
+    0.2119034982 0.6806995451 0.1073969566
+    0.0883024619 0.2817188376 0.6299787005
+    """.split(),
+    float,
+).reshape(3, 3)
 TO_LAB = np.array(
-    [[0.2104542553, 0.793617785, -0.0040720468], [1.9779984951, -2.428592205, 0.4505937099], [0.0259040371, 0.7827717662, -0.808675766]]
-)  # fmt: skip
+    """
+    0.2104542553 0.7936177850 -0.0040720468
+    1.9779984951 -2.4285922050 0.4505937099
+    0.0259040371 0.7827717662 -0.8086757660
+    """.split(),
+    float,
+).reshape(3, 3)
 
 
 def stops(name: str, theme: str) -> list[str]:

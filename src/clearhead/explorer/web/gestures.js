@@ -30,7 +30,7 @@ export function listen(map) {
   }
 
   function begin() {
-    drag = pointers.size ? { ...middle(), plane: map.plane, moved: drag?.moved ?? false } : null;
+    drag = pointers.size ? { ...middle(), plane: map.nextPlane, moved: drag?.moved ?? false } : null;
   }
 
   function dragTo() {
@@ -60,7 +60,7 @@ export function listen(map) {
     wheel: (/** @type {WheelEvent} */ event) => {
       if (!event.ctrlKey && app.shadow.activeElement !== el) return;
       event.preventDefault();
-      app.store.set(zoomedAt(map.plane, -event.deltaY / (event.ctrlKey ? 60 : 200), ...local(event)));
+      app.store.set(zoomedAt(map.nextPlane, -event.deltaY / (event.ctrlKey ? 60 : 200), ...local(event)));
     },
     pointerdown: (/** @type {PointerEvent} */ event) => {
       if (event.button) return;
@@ -76,7 +76,7 @@ export function listen(map) {
     pointerup: end,
     pointercancel: end,
     pointerleave: () => map.hover(null),
-    dblclick: (/** @type {MouseEvent} */ event) => app.store.set(zoomedAt(map.plane, 1, ...local(event))),
+    dblclick: (/** @type {MouseEvent} */ event) => app.store.set(zoomedAt(map.nextPlane, 1, ...local(event))),
   };
   for (const [type, handler] of Object.entries(handlers)) {
     el.addEventListener(type, /** @type {any} */ (handler), { signal: app.closing.signal, passive: false });
@@ -89,7 +89,8 @@ export function listen(map) {
  * @param {number} steps
  */
 export function zoomBy(map, steps) {
-  const { plane, scene, app } = map;
+  const { app, nextPlane: plane } = map;
+  const { scene } = app;
   const x = plane.left + (scene.key + 0.5) * plane.across;
   const y = plane.top + (scene.query + 0.5) * plane.down;
   const inside = x >= 0 && y >= 0 && x <= plane.width && y <= plane.height;
@@ -97,7 +98,8 @@ export function zoomBy(map, steps) {
 }
 
 function pressOn(/** @type {import("./map.js").MapView} */ map, /** @type {KeyboardEvent} */ event) {
-  const { scene, plane, app } = map;
+  const { app, nextPlane: plane } = map;
+  const { scene } = app;
   const action = actionOf(event);
   const step = event.shiftKey ? 10 : 1;
   const page = Math.max(1, Math.floor(plane.height / plane.down) - 1);

@@ -90,6 +90,7 @@ export class MapView {
     this.scene = scene;
     this.gutter = gutters(scene, width);
     const room = { width: width - this.gutter.left - this.gutter.right, height: height - this.gutter.top - this.gutter.bottom };
+    this.room = room;
     this.plane = layPlane(scene, room, app.view);
     this.floor = app.view.floor ?? usualFloor(scene.nKeys);
     const { style } = this.window;
@@ -107,6 +108,11 @@ export class MapView {
     this.#overlay();
     if (this.shows === "now") this.mini.update(scene, this.plane);
     this.#speak();
+  }
+
+  /** The plane as the state has it now, which the next frame will draw: several keys may be pressed between two frames. */
+  get nextPlane() {
+    return layPlane(this.app.scene, this.room, this.app.view);
   }
 
   #question(/** @type {Scene} */ scene, /** @type {import("./pyramid.js").Tile} */ tile) {

@@ -109,7 +109,8 @@ export class PictureView {
     const clamp = (/** @type {number} */ at, /** @type {number} */ n) => Math.min(n - 1, Math.max(0, at));
     const col = clamp((patch % image.cols) + dx, image.cols);
     const row = clamp(Math.floor(patch / image.cols) + dy, image.rows);
-    this.pick(image.first + row * image.cols + col, false);
+    this.pinned = image.first + row * image.cols + col;
+    this.pick(this.pinned, false);
   }
 
   /**

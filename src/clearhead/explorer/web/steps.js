@@ -41,6 +41,7 @@ export class Steps {
 
   #go(/** @type {number} */ at) {
     const stop = this.stops[Math.min(this.stops.length - 1, Math.max(0, at))];
+    this.at = this.stops.indexOf(stop);
     if (stop) this.app.store.set({ call: stop.call, query: stop.row, to: null, look: "from" });
   }
 }

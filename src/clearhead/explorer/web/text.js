@@ -173,6 +173,7 @@ export class TextView {
     event.preventDefault();
     event.stopPropagation();
     const next = Math.min((this.end ?? 0) - 1, Math.max(this.from ?? 0, this.pinned + step));
+    this.pinned = next;
     this.pick(next, event.shiftKey && event.key !== "ArrowUp" && event.key !== "ArrowDown");
     this.scrollTo(next);
   }
