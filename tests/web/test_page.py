@@ -187,9 +187,7 @@ def test_the_map_is_a_grid_that_says_its_cell(visit: Visit) -> None:
     visit.settle()
     cell = page.locator(".map [role=gridcell]")
     assert cell.get_attribute("aria-colindex") == "1" and "looks at position 0 (key 0)" in cell.text_content()
-    page.wait_for_function(
-        "document.getElementById('explorer').shadowRoot.querySelector('[aria-live]').textContent.includes('(key 0)')"
-    )
+    page.locator("[role=status][aria-live]", has_text="(key 0)").wait_for(state="attached")
     page.get_by_text("The strongest links of this head").click()
     visit.settle()
     assert page.locator(".strongest tbody tr").count() == 20
@@ -228,7 +226,7 @@ def test_what_is_taken_away_is_the_numbers(visit: Visit, tmp_path: Any) -> None:
     with open(saved("Save the numbers"), encoding="utf-8", newline="") as file:
         lines = file.read().strip().split("\r\n")
     weights = [[float(value) for value in line.split(",")[2:]] for line in lines[1:]]
-    assert weights == [pytest.approx(row, rel=1e-6) for row in seen.map(2, 0).tolist()]
+    assert weights == [pytest.approx(row, rel=1e-5) for row in seen.map(2, 0).tolist()]
     with open(saved("Save as SVG"), encoding="utf-8") as file:
         svg = file.read()
     assert re.search(r'<svg [^>]*width="89mm"', svg) and ">shabby<" not in svg and ">bby<" in svg
@@ -258,8 +256,7 @@ def test_a_text_of_ones_own_is_read(visit: Visit) -> None:
     page.get_by_role("button", name="Try your own").click()
     page.get_by_label("Your text").fill("a film of rare beauty")
     page.get_by_role("button", name="Read it").click()
-    page.wait_for_function(
-        "document.getElementById('explorer').shadowRoot.querySelector('.title').textContent.includes('rare beauty')"
-    )
+    page.locator(".title", has_text="rare beauty").wait_for()
     visit.settle()
     assert "beauty" in page.locator(".paper").text_content()
+    page.evaluate("window.shifts = []")  # another recording took the place of the first, as was asked for

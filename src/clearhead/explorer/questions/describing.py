@@ -9,7 +9,7 @@ from clearhead.explorer.axes import Axis
 from clearhead.explorer.blocks import FLOOR
 from clearhead.explorer.questions.heads import known_habits
 from clearhead.explorer.questions.maps import TILE
-from clearhead.explorer.questions.place import OF_SCENE
+from clearhead.explorer.questions.place import OF_SCENE, QUERY
 from clearhead.explorer.scene import Scene
 from clearhead.explorer.sharing import commands
 from clearhead.explorer.table import Answer, Parameter, Question
@@ -129,9 +129,18 @@ def _calls(scene: Scene) -> list[dict[str, Any]]:
 
 
 def strongest_thing(
-    exploration: "Exploration", name: str, scene: Scene, call: int, batch: int
+    exploration: "Exploration", name: str, scene: Scene, call: int, batch: int, query: int | None = None
 ) -> dict[str, Any] | None:
-    """Return the head that looks hardest from the pinned word at another word, and a sentence that says so."""
+    """Return the head that looks hardest from one word at another, and a sentence that says so.
+
+    Args:
+        exploration: Keeps what every head does, where that took long.
+        name: The id of the scene.
+        scene: The scene.
+        call: Which of each layer's calls.
+        batch: Which text of the batch.
+        query: The word, as an index into the queries of the call; the one that `pinned_query` names where None.
+    """
     seen = scene.seen
     main = [layer for layer in seen.numbers if scene.part(layer) == "cross"] or list(seen.numbers)
     main = [layer for layer in main if -len(seen.calls[layer]) <= call < len(seen.calls[layer])]
@@ -141,7 +150,12 @@ def strongest_thing(
     one = seen.call(main[0], call)
     queries, keys = (scene.axes[i] for i in scene.axes_of(main[0], one))
     first = scene.first_query(main[0], one)
-    pinned = pinned_query(queries, first, [first + i for i in one.rows.tolist()])
+    recorded = one.rows.tolist()
+    if query is not None and query not in recorded:
+        raise InputError(
+            f"query {query} is not recorded: expected one of {len(recorded)}, {recorded[0]} to {recorded[-1]}"
+        )
+    pinned = first + query if query is not None else pinned_query(queries, first, [first + i for i in recorded])
     if queries is keys:
         targets = others(queries.marked, queries.special, pinned) if queries.name != "keys" else []
     else:
@@ -178,6 +192,12 @@ def strongest_thing(
     }
 
 
+def hardest(exploration: "Exploration", scene: str | None, call: int, batch: int, query: int) -> Answer:
+    """Answer `hardest`."""
+    name, found = exploration.scene(scene)
+    return Answer({"strongest": strongest_thing(exploration, name, found, call, batch, query)})
+
+
 def pinned_query(axis: Axis, first: int, recorded: list[int]) -> int:
     """Return the position to look from where nobody named one: the last content word, the picture as a whole."""
     if axis.picture is not None:
@@ -203,6 +223,12 @@ def image(exploration: "Exploration", scene: str | None, id: str) -> Answer:
 
 QUESTIONS = (
     Question("meta", "What a scene is of, what its layers are, and the strongest thing that it says.", meta, OF_SCENE),
+    Question(
+        "hardest",
+        "The head that looks hardest from one word at another: what `meta` says, for a word of one's choice.",
+        hardest,
+        {**OF_SCENE, "query": QUERY},
+    ),
     Question(
         "image",
         "The picture of a scene, as PNG or JPEG.",

@@ -38,6 +38,7 @@ export class Touch {
     this.off.textContent = `Switch head ${scene.layer.index}.${scene.head} off`;
     this.cut.textContent = `Cut ${nameOf(scene.queries, scene.query + scene.first)} → ${nameOf(scene.keys, scene.key)}`;
     this.hide.textContent = `Hide ${nameOf(scene.keys, scene.key)} everywhere`;
+    this.heat.parentElement.hidden = !scene.meta.can.temperature;
     this.hide.hidden = scene.queries !== scene.keys;
     const heat = view.edits.find((edit) => "temperature" in edit && edit.temperature.layer === scene.layer.index && edit.temperature.head === scene.head);
     if (app.shadow.activeElement !== this.heat) this.heat.value = String(heat && "temperature" in heat ? Math.log2(heat.temperature.factor) : 0);
@@ -103,7 +104,7 @@ export async function runEdits(app, edits, signal, progressed) {
   app.busy();
   try {
     await app.source.stream("run", { scene: base, edits }, (event) => {
-      if (event.event === "progress") progressed(event.done / Math.max(1, event.of));
+      if (event.event === "progress" && event.of) progressed(event.done / event.of);
       else if (event.event === "error") app.tell(event.message);
       else if (event.event === "done") {
         app.metas.set(event.scene, event.meta);

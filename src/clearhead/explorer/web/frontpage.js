@@ -39,7 +39,7 @@ export class FrontPage {
       h("div", { class: "tools pickers" }, this.batch.el, this.call.el),
       h("div", { class: "overview" }, h("div", null, this.grid.el, this.legend.el), this.scatter.el));
     this.strongest = app.slot((answer) => {
-      this.said = answer?.meta ?? null;
+      this.said = answer?.meta.strongest ?? null;
       app.changed();
     });
   }
@@ -50,8 +50,8 @@ export class FrontPage {
     const { meta } = scene;
     const { view } = app;
     const pinned = view.query !== null && view.query !== meta.strongest?.query;
-    this.strongest("strongest", pinned ? { ...placeOf(scene), query: scene.query, count: 1 } : null);
-    this.#say(scene, pinned ? this.said : { links: [meta.strongest], sentence: meta.strongest?.sentence });
+    this.strongest("hardest", pinned ? { ...placeOf(scene), query: scene.query } : null);
+    this.#say(scene, pinned ? this.said : meta.strongest);
     showAnswer(this.answer, meta.answer, app.metas.get(view.before)?.answer);
     this.steps.update(scene);
     this.batch.el.hidden = meta.batch.length < 2;
@@ -68,8 +68,7 @@ export class FrontPage {
   }
 
   /** The sentence, with a way to the head that it is about. */
-  #say(/** @type {import("./scene.js").Scene} */ scene, /** @type {any} */ said) {
-    const link = said?.links?.[0];
+  #say(/** @type {import("./scene.js").Scene} */ scene, /** @type {any} */ link) {
     if (!link) return;
     const layer = scene.meta.layers.find((/** @type {any} */ one) => one.index === link.layer) ?? scene.layer;
     const [queries, keys] = [scene.meta.axes[layer.query_axis], scene.meta.axes[layer.key_axis]];

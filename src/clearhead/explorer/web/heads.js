@@ -236,12 +236,13 @@ export function effectButton(app) {
     if (running) return running.abort();
     running = new AbortController();
     const { meta } = app.scene;
+    const nHeads = meta.layers.reduce((/** @type {number} */ sum, /** @type {any} */ layer) => sum + layer.heads.length, 0);
     el.textContent = "Stop measuring";
     progress.hidden = false;
     app.busy();
     try {
       await app.source.stream("effect", { scene: meta.id, over: "heads" }, (event) => {
-        if (event.event === "progress") progress.value = event.done / event.of;
+        if (event.event === "progress") progress.value = event.done / (event.of || nHeads);
         else if (event.event === "error") app.tell(event.message);
         else if (event.event === "done") {
           app.effects.set(meta.id, new Map(event.rows.map((/** @type {any} */ row) => [`${row.layer}.${row.head}`, row.effect])));

@@ -110,7 +110,7 @@ export class Reading {
     const picture = axis.image ? new PictureView(this.app, label, pick, hover) : null;
     const text = !axis.image || axis.image.first > 0 ? make() : null;
     const after = axis.image && axis.image.first + axis.image.rows * axis.image.cols < axis.tokens.length ? make() : null;
-    const el = h("div", { class: "axisview" }, h("h3", { class: this.#titled(axis) ? "" : "unseen", text: label }), text?.el, picture?.el, after?.el);
+    const el = h("div", { class: "axisview" }, this.#titled(axis) ? h("p", { class: "axisname", text: label }) : null, text?.el, picture?.el, after?.el);
     return { axis, el, text, after, picture };
   }
 

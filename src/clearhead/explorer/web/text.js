@@ -7,6 +7,8 @@ import { colorAt, figures, inkOn, positionOf } from "./scale.js";
 import { labelOf, lastAtMost, paragraphsOf } from "./tokens.js";
 
 const LEVELS = 12;
+const SHORT_TEXT = 60; // tokens; set large, with room for arcs between the lines
+const LONG_TEXT = 4_000; // tokens; paragraphs out of view are not laid out
 const MAX_SHADED_AT_ONCE = 20_000; // tokens; a longer text is shaded where it is in view
 
 let textViews = 0;
@@ -77,7 +79,8 @@ export class TextView {
     this.observer.disconnect();
     this.inView.clear();
     const elements = this.nodes.map((node, i) => h("p", { "data-i": String(i) }, node));
-    this.body.classList.toggle("short", to - from <= 60);
+    this.body.classList.toggle("short", to - from <= SHORT_TEXT);
+    this.body.classList.toggle("long", to - from > LONG_TEXT);
     fill(this.body, elements);
     this.everything = to - from <= MAX_SHADED_AT_ONCE;
     if (!this.everything) for (const element of elements) this.observer.observe(element);

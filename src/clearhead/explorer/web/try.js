@@ -114,7 +114,7 @@ export class TryIt {
   #hear(/** @type {any} */ event) {
     const { app } = this;
     if (event.event === "progress") {
-      this.progress.value = event.done / Math.max(1, event.of);
+      if (event.of) this.progress.value = event.done / event.of;
       this.stage.textContent = event.what ?? "";
     } else if (event.event === "token") {
       this.written.append(event.text);
