@@ -426,3 +426,18 @@ def test_a_whole_number_in_a_query_is_digits(text: str) -> None:
 def test_every_question_says_what_it_is() -> None:
     for question in QUESTIONS.values():
         assert question.says.endswith(".") and all(parameter.says for parameter in question.parameters.values())
+
+
+def test_what_is_said_of_a_word_of_ones_choice_is_its_heaviest_link_to_another(exploration: Exploration) -> None:
+    scene = exploration.scenes["s1"]
+    said = exploration.ask("meta").meta["strongest"]
+    assert exploration.ask("hardest", query=said["query"]).meta["strongest"] == said
+    found = exploration.ask("hardest", query=1).meta["strongest"]
+    words = [
+        i for i in range(2, len(scene.axes[0])) if scene.axes[0].tokens[i].isalpha() and not scene.axes[0].special[i]
+    ]
+    rows = torch.cat([scene.seen.to_dense(layer)[0, :, 1] for layer in scene.seen.numbers])[:, words]
+    assert found["weight"] == pytest.approx(float(rows.max()), rel=1e-5)
+    assert found["key"] == words[int(rows.max(0).values.argmax())]
+    with pytest.raises(InputError, match="query 99 is not recorded"):
+        exploration.ask("hardest", query=99)

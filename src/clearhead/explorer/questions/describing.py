@@ -1,5 +1,6 @@
 """The question `meta`: what a scene is of, what its layers are, and the strongest thing that it has to say."""
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -164,19 +165,7 @@ def strongest_thing(
     if queries is keys and one.n_keys >= LONG:
         habits, _ = known_habits(exploration, name, call, batch)
         by_place = {(habit.layer, habit.head) for habit in habits if habit.kind in PLACES}
-    best: tuple[bool, float, int, int, int] | None = None
-    for layer in main:
-        one = seen.call(layer, call)
-        shift, row = scene.first_query(layer, one), pinned - scene.first_query(layer, one)
-        rows = (one.rows == row).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        places = [i for i in targets if i < one.n_keys and i != row + shift] or list(range(one.n_keys))
-        every, cols = (torch.tensor(at, device=one.q.device) for at in (range(len(one.heads)), places))
-        weights, where = formula.weights(one, batch, every, rows[:1], cols)[:, 0].max(1)
-        for i, head in enumerate(one.heads):
-            ranked = ((layer, head) not in by_place, float(weights[i]), layer, head, places[int(where[i])])
-            best = ranked if best is None or ranked[:2] > best[:2] else best
+    best = _best(scene, main, pinned, targets, by_place, call, batch)
     if best is None:
         return None
     _, weight, layer, head, key = best
@@ -190,6 +179,35 @@ def strongest_thing(
         "sentence": f"Layer {layer}, head {head}: {queries.name_of(pinned)} gives {100 * weight:.0f} % of its "
         f"attention to {keys.name_of(key)}.",
     }
+
+
+def _best(
+    scene: Scene,
+    layers: Sequence[int],
+    pinned: int,
+    targets: Sequence[int],
+    by_place: Collection[tuple[int, int]],
+    call: int,
+    batch: int,
+) -> tuple[bool, float, int, int, int] | None:
+    """Return the heaviest link from a position to one of the targets: no place head, weight, layer, head, key.
+
+    Heads in `by_place`, which look at a place whatever stands there, come last.
+    """
+    best: tuple[bool, float, int, int, int] | None = None
+    for layer in layers:
+        one = scene.seen.call(layer, call)
+        shift, row = scene.first_query(layer, one), pinned - scene.first_query(layer, one)
+        rows = (one.rows == row).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        places = [i for i in targets if i < one.n_keys and i != row + shift] or list(range(one.n_keys))
+        every, cols = (torch.tensor(at, device=one.q.device) for at in (range(len(one.heads)), places))
+        weights, where = formula.weights(one, batch, every, rows[:1], cols)[:, 0].max(1)
+        for i, head in enumerate(one.heads):
+            ranked = ((layer, head) not in by_place, float(weights[i]), layer, head, places[int(where[i])])
+            best = ranked if best is None or ranked[:2] > best[:2] else best
+    return best
 
 
 def hardest(exploration: "Exploration", scene: str | None, call: int, batch: int, query: int) -> Answer:
