@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from clearhead.errors import InputError
+from clearhead.errors import InputError, WatchError
 from clearhead.models.bert import Bert, BertConfig
 from clearhead.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from clearhead.models.gpt import GPTConfig, GPTForCausalLM
@@ -112,6 +113,59 @@ def test_tokens_that_a_cache_holds_are_hidden_from_those_that_are_read_now() -> 
     with edit(model) as change, torch.no_grad():
         change.cut(None, None, 5, 2)  # of the whole text: only the last token is read without it
         assert found[2].after == pytest.approx(float(model(tokens)[0, -1, 7]), abs=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 32])
+def test_empty_places_of_a_cache_are_no_tokens(at_once: int) -> None:
+    sizes: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    config = transformers.LlamaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, **sizes)
+    model, tokens, found = transformers.LlamaForCausalLM(config).eval(), torch.randint(0, 50, (2, 6)), []
+    for cache in (transformers.DynamicCache(config=config), transformers.StaticCache(config, max_cache_len=11)):
+        with torch.no_grad():
+            model(tokens[:, :4], past_key_values=cache)
+        given = {"input_ids": tokens[:, 4:], "past_key_values": cache}
+        found.append({row.key: row.after for row in effect(model, given, 7, "tokens", at_once=at_once)})
+    assert sorted(found[0]) == list(range(6)) and found[1] == pytest.approx(found[0], abs=1e-6)
+
+
+class Latents(nn.Module):
+    """Learned latents look at the patches of a picture."""
+
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.latents = flat, nn.Parameter(torch.randn(4, 16))
+
+    def forward(self, picture: Tensor) -> Tensor:
+        patches = picture.unflatten(1, (9, 16)) if self.flat else picture
+        return F.scaled_dot_product_attention(
+            self.latents.expand(len(picture), 1, 4, 16), patches[:, None], patches[:, None]
+        )[:, 0]
+
+
+class Resampled(nn.Module):
+    """Four latents stand before a text."""
+
+    def __init__(self, *, flat: bool) -> None:
+        super().__init__()
+        self.resampler, self.text = Latents(flat=flat), nn.MultiheadAttention(16, 2, batch_first=True)
+        self.table, self.out = nn.Embedding(50, 16), nn.Linear(16, 4)
+
+    def forward(self, tokens: Tensor, picture: Tensor) -> Tensor:
+        x = torch.cat([self.resampler(picture), self.table(tokens)], 1)
+        return self.out(self.text(x, x, x, need_weights=False)[0][:, -1])
+
+
+def test_layers_of_which_nothing_tells_their_tokens_do_not_stand_in_the_way_of_others() -> None:
+    model, given = Resampled(flat=True).eval(), [torch.randint(0, 50, (1, 5)), torch.randn(1, 9 * 16)]
+    with pytest.raises(WatchError, match="'resampler': which tokens its keys are is not known"):
+        effect(model, given, 1, "tokens")
+    assert sorted(row.key for row in effect(model, given, 1, "tokens", layer=1)) == list(range(9))
+
+
+def test_patches_that_latents_look_at_are_not_the_text_of_that_length_behind_them() -> None:
+    model, given = Resampled(flat=False).eval(), [torch.randint(0, 50, (1, 5)), torch.randn(1, 9, 16)]
+    with pytest.raises(InputError, match=r"9 keys of layer 0 'resampler'; 9 keys of layer 1 'text'\."):
+        effect(model, given, 1, "tokens")
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def cases(
     if layer is not None and layer not in met:
         raise InputError(f"there is no layer {layer}: {min(met)} to {max(met)} ran")
     if wanted.over == "tokens":
-        axis = _axis(key_axes(met), layer, notes)
+        axis = _axis(key_axes(met, layer), layer, notes)
         return _tokens(axis, holds_state(inputs), notes), axis.layers
     layers = [layer] if layer is not None else sorted(met)
     if wanted.over == "layers":

@@ -1,8 +1,8 @@
 """Which layers look at the same tokens: a model may read several texts, and a picture beside a text.
 
 A token can be hidden only where it is a key. Layers are taken to have the same keys where they stand in one list of
-modules, such as `encoder.layers`, and their keys end at the same position. The keys of cross-attention are those of the
-other list that ends there, if one does. Next: `cases.py`.
+modules, such as `encoder.layers`, and their keys end at the same position. The keys of cross-attention are those of
+the other list that ends there and ran before, if one did. Next: `cases.py`.
 """
 
 import re
@@ -39,14 +39,21 @@ class KeyAxis:
         return f"{len(self.keys)} keys of layer{'s' * (len(self.layers) > 1)} {shown}{more}"
 
 
-def key_axes(met: Mapping[int, Met]) -> list[KeyAxis]:
+def key_axes(met: Mapping[int, Met], layer: int | None = None) -> list[KeyAxis]:
     """Return the groups of layers that look at the same tokens, in the order in which the first of each ran.
+
+    Args:
+        met: The layers that ran, by number.
+        layer: The one whose tokens are meant, or None. Layers of other lists of modules need not be known then.
 
     Raises:
         WatchError: For a layer of which nothing tells which tokens its keys are.
     """
-    if unknown := next((one for one in met.values() if one.positions.unknown), None):
-        raise WatchError(f"{unknown.name!r}: which tokens its keys are is not known. {unknown.positions.unknown}")
+    for one in met.values():
+        apart = layer is not None and _list_of(one.name) != _list_of(met[layer].name)
+        if one.positions.unknown and not apart:
+            raise WatchError(f"{one.name!r}: which tokens its keys are is not known. {one.positions.unknown}")
+    met = {number: one for number, one in met.items() if not one.positions.unknown}
     groups: dict[tuple[str, int, bool], list[int]] = {}
     for layer, one in sorted(met.items()):
         if one.positions.one_text:
@@ -54,7 +61,9 @@ def key_axes(met: Mapping[int, Met]) -> list[KeyAxis]:
     for layer, one in sorted(met.items()):
         if not one.positions.one_text:
             mine, stop = _list_of(one.name), one.positions.end
-            others = [key for key in groups if key[0] != mine and key[1:] == (stop, False)]
+            others = [
+                key for key, ran in groups.items() if key[0] != mine and key[1:] == (stop, False) and ran[0] < layer
+            ]
             groups.setdefault(others[0] if len(others) == 1 else (mine, stop, True), []).append(layer)
     return [_axis(met, sorted(layers)) for layers in sorted(groups.values())]
 
