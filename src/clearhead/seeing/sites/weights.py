@@ -70,11 +70,11 @@ class Weights:
     def may_be(self, out: Tensor, known: bool) -> bool:
         """Say whether `out`, made of these weights, may hold weights of the same queries and keys.
 
-        `known` where a function made it that mixes no axes. Weights that are only to be named are followed through no
-        other, whatever their rows.
+        `known` where a function made it that mixes no axes. Weights that are only to be named are followed further, as
+        long as there are as many numbers: a band is cut and skewed before it meets the values.
         """
         if self.scores.named:
-            return known and out.shape[-1] in (self.scores.n_keys, self.n_columns)
+            return out.numel() >= self.sizes[0]
         if out.shape[-2] == self.scores.n_queries and out.shape[-1] in (self.scores.n_keys, self.n_columns):
             return True
         return out.numel() in self.sizes and (known or has_axes(out, self.scores.n_queries, self.scores.n_keys))
