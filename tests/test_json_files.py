@@ -100,7 +100,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
         (TEXT, ["", "x"], [1, None, ["x"], {}]),
         (whole(0, 9), [0, 9], [-1, 10, True, 3.0, "3", 10**300]),
         (number(0, 1), [0, 1, 0.5], [-0.1, 2, True, float("nan"), "1", 10**300]),
-        (number(), [-1, 10**300], [float("inf"), float("nan"), None]),
+        (number(), [-1, 10**300], [float("inf"), float("nan"), None, 10**400]),
         (POSITIVE, [1, 1e-300], [0, 0.0, -1]),
         (list_of(TEXT), [[], ["a"]], ["a", [1], {"a": "b"}, None]),
         (mapping_to(TEXT), [{}, {"a": "b"}], [["a"], {"a": 1}, "a"]),

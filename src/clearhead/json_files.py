@@ -10,6 +10,7 @@ Next: `checkpoints/files.py`, which reads the tensors beside them.
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,8 @@ def number(low: int | float = -math.inf, high: int | float = math.inf) -> Kind:
     """Return the kind of finite numbers from `low` to `high`, both included."""
 
     def fits(value: Any) -> bool:
-        return type(value) in (int, float) and low <= value <= high and math.isfinite(value)
+        largest = sys.float_info.max  # a whole number beyond it is no float, and NaN is not below it
+        return type(value) in (int, float) and low <= value <= high and -largest <= value <= largest
 
     limits = f" from {low:g}" * math.isfinite(low) + f" to {high:g}" * math.isfinite(high)
     return Kind("a number" + limits, fits)

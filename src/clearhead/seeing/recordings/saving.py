@@ -6,9 +6,10 @@ an older reader would misunderstand a file. Keys that calls share are written on
 """
 
 import json
+import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ from clearhead.errors import InputError, WatchError, counted
 from clearhead.seeing.call import Call
 from clearhead.seeing.positions import Positions, Stretch
 from clearhead.seeing.recordings.account import Missed
+from clearhead.seeing.recordings.header import (
+    CALL_TENSORS,
+    MASK_TENSORS,
+    NUMBERS,
+    RULE_TENSORS,
+    read_header,
+    read_tensors,
+    require_one_call,
+)
 from clearhead.seeing.recordings.memory import NoRoom
 from clearhead.seeing.recordings.recording import Recording
 from clearhead.seeing.recordings.store import SAFE_NAMES, File, opened
 from clearhead.seeing.rule import Rule
 
 FORMAT, VERSION = "clearhead recording", 2
-NUMBERS = ("scale", "heads", "kv_of", "n_heads", "n_kv_heads", "dropout", "softcap", "n_asked", "forward")
 
 
 def save(recording: Recording, path: Path, words: Sequence[str] | None) -> None:
@@ -143,10 +152,10 @@ def open_recording(path: str | Path, *, verify: bool = False) -> Recording:
     if metadata.get("format") != FORMAT:
         raise WatchError(f"{path} is a safetensors file but no recording: expected one that seen.save(path) wrote")
     version = metadata.get("version", "")
-    if not version.isdigit() or int(version) > VERSION:
+    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > VERSION:
         raise WatchError(
-            f"{path} has version {version or 'none'} of the format, this clearhead reads up to {VERSION}: update it, "
-            f"or save the recording with an older one"
+            f"{path} has version {version[:20] or 'none'} of the format, this clearhead reads up to "
+            f"{VERSION}: update it, or save the recording with an older one"
         )
     if int(version) < VERSION:
         raise WatchError(f"{path} has version {version} of the format, from before {VERSION}: record it again")
@@ -154,12 +163,13 @@ def open_recording(path: str | Path, *, verify: bool = False) -> Recording:
     if str(zlib.crc32(text.encode())) != metadata.get("check"):
         raise WatchError(f"{path} is damaged: what its header says is not what was written. Get the file again")
     try:
-        return _read(json.loads(text), tensors)
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise WatchError(f"{path} is damaged: {type(error).__name__}: {error}. Get the file again") from error
+        return _read(read_header(text), tensors)
+    except WatchError as error:
+        raise WatchError(f"{path} is damaged: {error}. Get the file again") from error
 
 
 def _read(said: dict[str, Any], tensors: dict[str, Tensor]) -> Recording:
+    """Return the recording that a checked header describes."""
     recording = Recording()
     recording.names, recording.words, recording.notes = said["names"], said["words"], said["notes"]
     recording.skipped = set(said["skipped"])
@@ -169,60 +179,25 @@ def _read(said: dict[str, Any], tensors: dict[str, Tensor]) -> Recording:
         entry = Missed(one["kind"], one["times"], one["forwards"], set(one["calls"]))
         recording.account.missed[one["name"], one["reason"]] = entry
     recording.n_forwards = said["n_forwards"]
-    for layers, about in said.get("masks", []):
-        recording.masks.append((None if layers is None else tuple(layers), _table(about, tensors)))
-    rules = [
-        Rule(reach=one["reach"], since=one["since"], **_tables(one["tables"], tensors, Rule)) for one in said["rules"]
+    for i, (layers, about) in enumerate(said["masks"]):
+        mask = read_tensors({"mask": about}, tensors, MASK_TENSORS, f"masks[{i}].")["mask"]
+        recording.masks.append((None if layers is None else tuple(layers), mask))
+    tables = [
+        read_tensors(one["tables"], tensors, RULE_TENSORS, f"rules[{i}].tables.") for i, one in enumerate(said["rules"])
     ]
-    for one in said["calls"]:
-        numbers = {name: one[name] for name in NUMBERS}
+    rules: dict[int, Rule] = {}  # made once a call has shown that its tables fit
+    for i, one in enumerate(said["calls"]):
+        found = read_tensors(one["tensors"], tensors, CALL_TENSORS, f"calls[{i}].tensors.")
+        require_one_call(one, found, tables[one["rule"]], f"calls[{i}].")
+        numbers: dict[str, Any] = {name: one[name] for name in NUMBERS}
         numbers |= {name: tuple(numbers[name]) for name in ("heads", "kv_of")}
-        if (located := one.get("located")) is not None:
-            keys = tuple(Stretch(**stretch) for stretch in located.pop("keys"))
-            numbers["located"] = Positions(**located, keys=keys)
-        call = Call(rule=rules[one["rule"]], **{"lse": None} | _tables(one["tensors"], tensors, Call), **numbers)
-        _check(call)
-        recording.calls.setdefault(range(len(recording.names))[one["layer"]], []).append(call)
+        numbers |= {name: float(one[name]) for name in ("scale", "dropout", "softcap") if one[name] is not None}
+        if (located := one["located"]) is not None:
+            keys = tuple(Stretch(**stretch) for stretch in located["keys"])
+            numbers["located"] = Positions(located["first"], keys, located["one_text"], located["unknown"])
+        if (number := one["rule"]) not in rules:
+            rule = said["rules"][number]
+            rules[number] = Rule(reach=rule["reach"], since=rule["since"], **tables[number])
+        call = Call(rule=rules[number], **{"lse": None, **found, **numbers})
+        recording.calls.setdefault(one["layer"], []).append(call)
     return recording
-
-
-def _tables(said: dict[str, dict[str, Any]], tensors: dict[str, Tensor], owner: type) -> dict[str, Any]:
-    """Return tensors by the name of their field."""
-    unknown = said.keys() - {field.name for field in fields(owner)}
-    if unknown:
-        raise ValueError(f"it holds {', '.join(sorted(unknown))}, of which nothing is known here")
-    return {name: _table(about, tensors) for name, about in said.items()}
-
-
-def _table(about: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
-    """Return one tensor, which may be the beginning of what is there."""
-    shape = about["shape"]
-    if about["tensor"] is None:
-        kinds = {name: dtype for dtype, name in SAFE_NAMES.items()}
-        return torch.zeros(shape, dtype=kinds[about["dtype"]])
-    table = tensors[about["tensor"]]
-    if table.ndim != len(shape) or any(have < want for have, want in zip(table.shape, shape)):
-        raise ValueError(f"tensor {about['tensor']} has shape {list(table.shape)}, expected {shape}")
-    return table[tuple(slice(0, size) for size in shape)]
-
-
-def _check(call: Call) -> None:
-    """Raise ValueError where the numbers of a call do not fit each other: every answer would be wrong, or none."""
-    q, k = call.q.shape, call.k.shape
-    fits = len(q) == len(k) == 4 and q[0] == k[0] and q[3] == k[3] and q[1] == len(call.heads) == len(call.kv_of)
-    if not fits or (call.lse is not None and call.lse.shape != q[:3]):
-        raise ValueError(f"queries {list(q)}, keys {list(k)} and {len(call.heads)} heads are not of one call")
-    if any(not 0 <= row < k[1] for row in call.kv_of) or any(not 0 <= head < call.n_heads for head in call.heads):
-        raise ValueError(f"heads {call.heads} of {call.n_heads} and keys {call.kv_of} of {k[1]} are not of one call")
-    rule, capped = call.rule, 1.0 if call.softcap is None else call.softcap
-    numbers = (call.scale, call.dropout, call.forward, call.n_all, rule.reach or 0, rule.since or 0, capped)
-    if not all(isinstance(number, int | float) for number in numbers) or not capped > 0:
-        raise ValueError(f"{numbers} are not all numbers, the last above 0")
-    rows = call.n_all if rule.rows is None else len(rule.rows)
-    tables = [t for t in (rule.spans, rule.allowed, rule.packed, rule.bias) if t is not None]
-    if rows != q[2] or call.n_all < rows or any(table.ndim != 4 or table.shape[2] not in (1, rows) for table in tables):
-        raise ValueError(f"{rows} rows are named or ruled, of {call.n_all}, and {q[2]} are there")
-    if call.weights is not None and call.weights.shape != (*q[:3], k[2]):
-        raise ValueError(f"weights {list(call.weights.shape)} are not those of {q[2]} queries and {k[2]} keys")
-    if call.v is not None and (call.v.ndim != 4 or (call.v.shape[0], call.v.shape[2]) != (k[0], k[2])):
-        raise ValueError(f"values {list(call.v.shape)} and keys {list(k)} are not of one call")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from clearhead.errors import WatchError
+from clearhead.json_files import OBJECT
 from clearhead.seeing.recordings.memory import SHARE, NoRoom, Place
 
 HEADER = 2**20  # left free for the header: 8 bytes that say how long it is, then JSON; enough for 8,000 tensors
@@ -233,12 +234,14 @@ def _verify(path: Path, metadata: dict[str, str]) -> None:
         header = json.loads(file.read(start - 8))
         kinds = {name: dtype for dtype, name in SAFE_NAMES.items()}
         try:
-            checks = {
-                name: (header[name], check) for name, check in json.loads(metadata.get("checksums", "{}")).items()
-            }
-        except (ValueError, KeyError, AttributeError) as error:
+            checks = OBJECT.check("checksums", json.loads(metadata.get("checksums", "{}")), WatchError)
+            entries = [
+                Entry(name, start + about["data_offsets"][0], tuple(about["shape"]), kinds[about["dtype"]])
+                for name, about in ((name, header[name]) for name in checks)
+            ]
+        except (WatchError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise WatchError(f"{path} is damaged: its checksums are not those that were written") from error
-        for name, (about, check) in checks.items():
-            entry = Entry(name, start + about["data_offsets"][0], tuple(about["shape"]), kinds[about["dtype"]])
-            if _checksum(file, entry) != check:
+        for entry in entries:
+            if _checksum(file, entry) != checks[entry.name]:
+                name = entry.name
                 raise WatchError(f"{path} is damaged: the numbers of tensor {name} are not those that were written")
