@@ -120,7 +120,7 @@ def test_a_header_of_any_content_is_refused_when_it_is_opened_or_answers(kind: s
     said: list[Any] = []
     rewrite(whole, lambda found: said.append(found) or found)
     everywhere = list(places(said[0]))
-    n_trials = int(os.environ.get("CLEARHEAD_FUZZ", "250"))
+    n_trials = int(os.environ.get("CLEARHEAD_FUZZ", "60"))
     refused = 0
     for _ in range(n_trials):
         place, value = chance.choice(everywhere), chance.choice((*VALUES, ...))
@@ -143,7 +143,7 @@ def test_a_header_of_any_content_is_refused_when_it_is_opened_or_answers(kind: s
         (("missed",), [{"name": 3}], r"missed\[0\].name: expected a text, got 3"),
         (("ran",), [["a"]], r"ran\[0\]: expected a text, got \['a'\]"),
         (("n_forwards",), -1, "n_forwards: expected a whole number from 0"),
-        (("calls", 0, "scale"), "1", r"calls\[0\].scale: expected a number, got '1'"),
+        (("calls", 0, "scale"), "1", r"calls\[0\].scale: expected a number from .*, got '1'"),
         (("calls", 0, "heads"), [0, 1, 1, 2], r"calls\[0\].heads: expected 4 ascending numbers"),
         (("calls", 0, "dropout"), 2, r"calls\[0\].dropout: expected a number from 0 to 1, got 2"),
         (("calls", 0, "rule"), 99, r"calls\[0\].rule: expected a whole number from 0 to"),
