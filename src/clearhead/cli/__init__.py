@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 
 from clearhead import __version__
+from clearhead.controls import without_controls
 from clearhead.errors import ClearheadError, Interrupted
 
 SHORT_HELP = f"""\
@@ -108,7 +109,7 @@ def complain(message: str) -> int:
             sys.stdout.flush()
     except OSError:  # a full disk
         forget_output()
-    print(f"clearhead: {message}", file=sys.stderr)
+    print(f"clearhead: {without_controls(message)}", file=sys.stderr)
     return 1
 
 

@@ -87,14 +87,14 @@ class Table:
     def of(cls, labels: Sequence[str]) -> "Table":
         """Return the table that suits the labels and whoever reads standard output."""
         width = columns() if sys.stdout.isatty() else None
-        return cls(max(map(len, labels)), width, is_for_eyes(sys.stdout))
+        return cls(max(len(one_line(label)) for label in labels), width, is_for_eyes(sys.stdout))
 
     def row(self, answer: Answer, top: int) -> str:
         """Return `positive 0.97  attention is not too shabby`, with the `top` likeliest labels."""
         cells, width = [], 0
         for label, probability in list(answer.probabilities.items())[:top]:
             shown = int(probability * 100 + 1e-9) / 100  # rounded down: 1.00 would claim what no model knows
-            cell = f"{label:<{self.label_width}} {shown:.2f}  "
+            cell = f"{one_line(label):<{self.label_width}} {shown:.2f}  "
             cells.append(self.colour(cell, label, probability))
             width += len(cell)
         room = None if self.line_width is None else self.line_width - width

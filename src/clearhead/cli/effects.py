@@ -5,7 +5,7 @@ from typing import Any
 
 from clearhead.cli.arguments import at_least_1
 from clearhead.cli.inputs import is_picture, note_file_name
-from clearhead.cli.output import dump, note, one_line, refuse, require_text, say
+from clearhead.cli.output import answer, dump, note, one_line, refuse, require_text, say
 from clearhead.errors import InputError
 
 
@@ -76,7 +76,7 @@ def show(fields: dict[str, Any], words: Sequence[str], top: int) -> None:
     what = {"heads": "head", "layers": "layer's attention", "links": "link", "tokens": "token"}[over]
     say(f"{one_line(fields['target'])}: {before:.3f}. Without one {what} ({len(rows)} tried{shown}):")
     for row in rows[:top]:
-        print(f"  {row['after']:8.3f}  {row['effect']:+8.3f}  {said(row, words)}")
+        answer(f"  {row['after']:8.3f}  {row['effect']:+8.3f}  {said(row, words)}")
     for remark in fields["notes"]:
         note(remark)
     if over != "tokens":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from clearhead.cli.arguments import at_least_1
 from clearhead.cli.inputs import arriving
-from clearhead.cli.output import Progress, columns, dump, one_line, refuse
+from clearhead.cli.output import Progress, answer, columns, dump, one_line, refuse
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
@@ -63,7 +63,7 @@ def run(
             sys.stdout.flush()
     if out is not None:
         write(out, found)
-        print(out)
+        answer(str(out))
 
 
 def short(text: str, vector: "Tensor", width: int) -> str:

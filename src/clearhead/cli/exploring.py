@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearhead.cli.inputs import is_picture, note_file_name, require_readable
-from clearhead.cli.output import note, refuse, require_text
+from clearhead.cli.output import answer, note, refuse, require_text
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
@@ -56,7 +56,7 @@ def run(
         scenes = [scene_of(text, runner, model, target) for text in given]
 
         def ready(address: str) -> None:
-            print(address, flush=True)
+            answer(address)
             if opens and not webbrowser.open(address):
                 note("no browser could be opened: open the address yourself")
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from clearhead.cli.arguments import Choosing, at_least_1
 from clearhead.cli.inputs import arriving
-from clearhead.cli.output import CONTROL, Progress, dump, is_for_eyes, note, one_line
+from clearhead.cli.output import Progress, dump, is_for_eyes, note, one_line
+from clearhead.controls import without_controls
 
 if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
     from clearhead.cli.answers import Answer, Choices, Writer
@@ -59,7 +60,7 @@ def generate(
                 fields = {"text": answer.text, "written": answer.written, "tokens": answer.tokens, "end": answer.end}
                 print(dump(fields | ({"seed": seed + row} if choosing.draws else {})), flush=True)
             else:
-                print("\n" * bool(row) + clean(answer.text + answer.written), flush=True)
+                print("\n" * bool(row) + without_controls(answer.text + answer.written, newlines=True), flush=True)
             progress.advance()
 
 
@@ -96,9 +97,10 @@ def translate(
 
 def watch(writer: "Writer", text: str, choices: "Choices") -> None:
     """Print a text and what is written after it, as it comes."""
-    print(f"\x1b[2m{clean(text)}\x1b[0m" if is_for_eyes(sys.stdout) else clean(text), end="", flush=True)
+    text_shown = without_controls(text, newlines=True)
+    print(f"\x1b[2m{text_shown}\x1b[0m" if is_for_eyes(sys.stdout) else text_shown, end="", flush=True)
     for piece in writer.stream(text, choices):
-        print(clean(piece), end="", flush=True)
+        print(without_controls(piece, newlines=True), end="", flush=True)
     print(flush=True)
 
 
@@ -110,8 +112,3 @@ def written(writer: "Writer", portions: Iterator[list[str]], choices: "Choices")
             some = portion[start : start + TOGETHER]
             yield from writer.answers(some, choices.of_row(row))
             row += len(some)
-
-
-def clean(text: str) -> str:
-    """Return `text` without what would move the cursor, but for the ends of its lines."""
-    return "\n".join(CONTROL.sub(" ", line) for line in text.split("\n"))

@@ -2,31 +2,29 @@
 
 import json
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from clearhead.controls import escape_controls, without_controls
 from clearhead.errors import InputError, counted
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
     from rich.console import Console
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a text must not move the cursor of whoever reads it
 
 
 def note(remark: str) -> None:
     """Say something beside the answer, on stderr."""
     sys.stdout.flush()
     Progress.clear()
-    print(f"clearhead: {remark}", file=sys.stderr, flush=True)
+    print(f"clearhead: {without_controls(remark)}", file=sys.stderr, flush=True)
 
 
 def refuse(why: str) -> NoReturn:
     """Leave with exit code 2: the command was understood by tyro, but asks for something that cannot be meant."""
-    print(f"clearhead: {why}", file=sys.stderr)
+    print(f"clearhead: {without_controls(why)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -42,7 +40,7 @@ def require_text(text: str, what: str = "the text") -> None:
 
 def dump(fields: Mapping[str, Any]) -> str:
     """Return `fields` as JSON on one line, in letters that stdout can take."""
-    return json.dumps(fields, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() != "utf-8")
+    return escape_controls(json.dumps(fields, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() != "utf-8"))
 
 
 def is_for_eyes(stream: TextIO) -> bool:
@@ -52,12 +50,18 @@ def is_for_eyes(stream: TextIO) -> bool:
 
 def one_line(text: str, width: int | None = None) -> str:
     """Return `text` without control characters, cut to `width` columns at most."""
-    text = CONTROL.sub(" ", text)
+    text = without_controls(text)
     return text if width is None or len(text) <= width else text[: max(width - 1, 0)] + "…"
+
+
+def answer(text: str) -> None:
+    """Print an answer that is one line, at once."""
+    print(without_controls(text), flush=True)
 
 
 def say(text: str, hanging: int = 0) -> None:
     """Print a line; at a terminal it is broken between words, and what follows is indented by `hanging` more."""
+    text = without_controls(text)
     if sys.stdout.isatty():
         from textwrap import fill
 

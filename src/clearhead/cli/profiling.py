@@ -5,6 +5,7 @@ from pathlib import Path
 
 from clearhead.cli.arguments import at_least_1
 from clearhead.cli.inputs import STDIN, require_readable
+from clearhead.cli.output import answer
 
 
 def run(model: str, corpus: Sequence[Path], *, out: Path | None, limit: int | None, parquet: bool) -> None:
@@ -18,4 +19,4 @@ def run(model: str, corpus: Sequence[Path], *, out: Path | None, limit: int | No
 
     folder = profile(model, corpus, out or Path("profiles") / Path(model).name, limit=limit, parquet=parquet)
     if World.here().rank == 0:
-        print(folder)
+        answer(str(folder))

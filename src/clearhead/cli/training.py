@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from clearhead.cli.output import answer
+
 
 def run(
     recipe: Path, *, data: Path | None, start: str | None, out: Path | None, resume: bool, device: str | None
@@ -10,4 +12,4 @@ def run(
     from clearhead.training.run import run_recipe
 
     folder = run_recipe(recipe, data=data, start=start, out=out, resume=resume, device=device)
-    print(folder)
+    answer(str(folder))

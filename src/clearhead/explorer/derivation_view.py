@@ -13,6 +13,7 @@ from clearhead.derivation import Derivation, Step
 from clearhead.derivation.words import label
 from clearhead.errors import counted
 from clearhead.explorer.colours import colour, letters
+from clearhead.explorer.lines import line_of
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
     from rich.console import Console
@@ -41,11 +42,9 @@ def show(derivation: Derivation, console: "Console", *, source: bool = False, he
 
     `heading` says below the title where in a model this is; without it, which head.
     """
-    from rich.text import Text
-
     asker = label(derivation.words, derivation.query)
-    console.print(Text(f"What {asker} at {derivation.query} takes from each {derivation.thing}", style="bold"))
-    console.print(Text(heading or f"head {derivation.head}"))
+    console.print(line_of((f"What {asker} at {derivation.query} takes from each {derivation.thing}", "bold")))
+    console.print(line_of((heading or f"head {derivation.head}", "")))
     console.print()
     for number, step in enumerate(derivation.steps, 1):
         for line in _step(number, step, console.width):
@@ -64,26 +63,22 @@ def _step(number: int, step: Step, width: int) -> Iterator["Text"]:
     """Yield the lines of one step: its number and name, the equation beside or below, the sentence wrapped."""
     from textwrap import wrap
 
-    from rich.text import Text
-
-    title = Text.assemble((f"{number}  ", "bold dark_orange"), (step.name, "bold"))
+    title = line_of((f"{number}  ", "bold dark_orange"), (step.name, "bold"))
     gap = " " * (INDENT + LONGEST_NAME + 2 - len(title))
     beside = len(title) + len(gap) + len(step.equation) <= width
-    yield Text.assemble(title, gap, (step.equation, "cyan")) if beside else title
+    yield title.append_text(line_of((gap, ""), (step.equation, "cyan"))) if beside else title
     fold = partial(wrap, width=min(width, 100), initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
     if not beside:
-        yield from (Text(line, style="cyan") for line in fold(step.equation))
-    yield from (Text(line) for line in fold(step.sentence))
+        yield from (line_of((line, "cyan")) for line in fold(step.equation))
+    yield from (line_of((line, "")) for line in fold(step.sentence))
 
 
 def _source(step: Step) -> Iterator["Text"]:
     """Yield the source lines of a step with their numbers, as an editor shows them."""
-    from rich.text import Text
-
     indent = " " * INDENT
-    yield Text(f"{indent}{step.source.file}:{step.source.first_line}", style="dim underline")
+    yield line_of((f"{indent}{step.source.file}:{step.source.first_line}", "dim underline"))
     for number, line in enumerate(step.source.text.splitlines(), step.source.first_line):
-        yield Text.assemble((f"{indent}{number:>4}  ", "dim"), line)
+        yield line_of((f"{indent}{number:>4}  ", "dim"), (line, ""))
 
 
 def _words(derivation: Derivation, *, width: int, bars: bool) -> "Table":
@@ -91,8 +86,6 @@ def _words(derivation: Derivation, *, width: int, bars: bool) -> "Table":
 
     Where the terminal is narrow the bars go first, then the columns that follow from others.
     """
-    from rich.text import Text
-
     weights, allowed = derivation["weights"], derivation["allowed"]
     x = derivation["x"]
     seen = derivation.steps[0].tensors.get("memory", x)
@@ -109,18 +102,16 @@ def _words(derivation: Derivation, *, width: int, bars: bool) -> "Table":
         cells = [_aligned(number, 3 if title.endswith(("1/T", "w")) else 2) for title, number in zip(TITLES, numbers)]
         if not allowed[j]:
             cells[2:] = ["-"] * len(cells[2:])
-        rows.append([_word(word, weight, shaded=bars), *map(Text, cells), *[_bar(weight)] * bars])
+        rows.append([_word(word, weight, shaded=bars), *map(_plain, cells), *[_bar(weight)] * bars])
     if left_out := len(weights) - len(listed):
         rest = weights.sum().item() - weights[listed].sum().item()
         cells = [counted(left_out, "other"), *[""] * 5, _aligned(rest, 3), "", *[""] * bars]
-        rows.append([*map(Text, cells)])
+        rows.append([*map(_plain, cells)])
     return _fitted([derivation.thing, *TITLES, *[""] * bars], rows, width)
 
 
 def _heads(derivation: Derivation, *, width: int, bars: bool) -> "Table":
     """Return what step 8 puts together: what each head looks at most, and the length of what it adds."""
-    from rich.text import Text
-
     lengths = derivation["added"].norm(dim=-1)
     weights, places = derivation["all_weights"].max(dim=-1)
     rows: list[list[Text]] = []
@@ -128,7 +119,7 @@ def _heads(derivation: Derivation, *, width: int, bars: bool) -> "Table":
         word = _word(derivation.memory_words[place], weight, shaded=False)
         name = f"{head} *" if head == derivation.head else f"{head}  "
         bar = [_bar(length / lengths.max().item())] * bars
-        rows.append([Text(name), word, Text(_aligned(weight, 3)), Text(_aligned(length)), *bar])
+        rows.append([_plain(name), word, _plain(_aligned(weight, 3)), _plain(_aligned(length)), *bar])
     return _fitted(["head", "looks most at", "w", "adds", *[""] * bars], rows, width, left=2)
 
 
@@ -163,13 +154,13 @@ def _aligned(number: float, digits: int = 2) -> str:
 
 def _word(word: str, weight: float, *, shaded: bool) -> "Text":
     """Return `word`, on the colour of its weight where wanted; as Text, since rich reads meaning into [brackets]."""
-    from rich.text import Text
-
     short = word if len(word) <= LONGEST_WORD else word[: LONGEST_WORD - 1] + "…"
-    return Text(short, style=f"{letters(weight)} on {colour(weight)}" if shaded and weight >= 0.005 else "")
+    return line_of((short, f"{letters(weight)} on {colour(weight)}" if shaded and weight >= 0.005 else ""))
 
 
 def _bar(weight: float) -> "Text":
-    from rich.text import Text
+    return line_of(("▇" * round(weight * BAR), "dark_orange"))
 
-    return Text("▇" * round(weight * BAR), style="dark_orange")
+
+def _plain(text: str) -> "Text":
+    return line_of((text, ""))

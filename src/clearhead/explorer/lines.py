@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from clearhead.controls import without_controls
 from clearhead.derivation.words import bare
 
 if TYPE_CHECKING:  # rich takes 50 ms, which only who looks should pay for
@@ -35,7 +36,7 @@ def address_of(layer: int, head: int) -> str:
 
 
 def printable(piece: str) -> str:
-    """Return a token without its tokenizer's mark, and without characters that would move the cursor."""
+    """Return a token without its tokenizer's mark, and with ? for what has no shape."""
     return "".join(letter if letter.isprintable() else "?" for letter in bare(piece)) or "?"
 
 
@@ -53,8 +54,8 @@ def wrap_to(text: str, width: int) -> list[str]:
     return wrap(text, width)
 
 
-def line_of(*parts: tuple[str, str], plain: bool) -> "Text":
-    """Return pieces of (text, style) as one line; `plain` drops the styles."""
+def line_of(*parts: tuple[str, str], plain: bool = False) -> "Text":
+    """Return pieces of (text, style) as one line, without control characters; `plain` drops the styles."""
     from rich.text import Text
 
-    return Text.assemble(*((text, "" if plain else style) for text, style in parts))
+    return Text.assemble(*((without_controls(text), "" if plain else style) for text, style in parts))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+from clearhead.controls import without_controls
 from clearhead.training.loop import Step
 
 
@@ -46,7 +47,7 @@ class PlainLines:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        print(text, file=sys.stderr, flush=True)
+        print(without_controls(text), file=sys.stderr, flush=True)
 
 
 class RichBar:
@@ -61,7 +62,7 @@ class RichBar:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.bar.console.print(text, markup=False, highlight=False)
+        self.bar.console.print(without_controls(text), markup=False, highlight=False)
 
 
 def describe(step: Step) -> str:
