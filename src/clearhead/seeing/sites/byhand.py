@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearhead.seeing.sites.einsum import mixes
 from clearhead.seeing.sites.found import Found
@@ -32,15 +32,18 @@ from clearhead.seeing.sites.steps import (
     axis,
     begin,
     changed,
+    chosen,
     fixed,
     flat,
+    is_layer,
+    is_whole,
     operands,
     pairs_of,
     parts,
     spoiled,
     summed_over,
 )
-from clearhead.seeing.sites.vocabulary import WHAT, as_written, mixes_no_axes
+from clearhead.seeing.sites.vocabulary import SPARSE, WHAT, as_written, mixes_no_axes
 from clearhead.seeing.sites.weights import Met, Spread, Turned, Weights, as_it_is, met, passed_on
 
 OVERWRITTEN = "its queries, keys or masks were overwritten before its weights met the values"
@@ -66,6 +69,8 @@ class ByHand:
         """Run one of torch's functions, and know what its result is made of."""
         called = as_written(func)
         what = WHAT.get(called)
+        if what == "layer":
+            what = None if nn.Parameter in map(type, args[1:2]) or is_layer(args, kwargs) else "product"
         if (what is None and not self.known) or what == "like" or torch.compiler.is_compiling():
             return func(*args, **kwargs)
         state = self.of(what, flat(args, kwargs)) if self.known else None
@@ -95,7 +100,7 @@ class ByHand:
         if what == "product" and isinstance(state, Weights | Turned):
             weights = state.weights if isinstance(state, Turned) else state
             product = begin(func, args, kwargs, out) if weights.told or weights.scores.named else None
-            out = self.arrived(func, operands(args, kwargs), state, out)
+            out = self.arrived(func, operands(func, args, kwargs), state, out)
             if product is not None:  # weights that were told, or are of no attention, are a tensor like another
                 self.keep(out, product)
             return out
@@ -103,7 +108,7 @@ class ByHand:
             whole = Met(state.own, state.v, as_it_is, as_it_is)
             return self.tell(state.weights, whole, out) if summed_over(-2, args, kwargs, out) else out
         if isinstance(out, (tuple, list)):
-            for part, known in parts(state, out):
+            for part, known in parts(what, state, out):
                 self.keep(part, known)
         made = args[0] if what == "hide" and out is None else out  # scores[mask] = -inf returns nothing
         if not isinstance(made, Tensor) or made.ndim < 2 or not made.is_floating_point():
@@ -130,6 +135,8 @@ class ByHand:
         def is_it(x: Any) -> bool:
             return self.state(x) is state
 
+        if what == "chosen" and not is_whole(state, out):
+            return chosen(state, out)
         if isinstance(state, Weights | Turned | Spread):
             return passed_on(func, what, args, kwargs, state, out, is_it)
         if isinstance(state, Pairs):
@@ -202,7 +209,8 @@ class ByHand:
         weights = state.weights if isinstance(state, Turned) else state
         given = [x for x in flat(args, {}) if isinstance(x, Tensor)]
         others = any(self.state(x) is None and not fixed(x) for x in given)
-        pair = all(x.ndim > 2 and not fixed(x) for x in given)  # not tokens x classes, nor something learned
+        # not tokens x classes, nor something learned
+        pair = func in SPARSE or all(x.ndim > 2 and not fixed(x) for x in given)
         if weights.edited and others:
             self.note("weights of attention by hand met something after their values: an edit changes the first alone")
         if weights.told or (weights.scores.broken == UNKNOWN and not pair):

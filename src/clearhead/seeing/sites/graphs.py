@@ -293,7 +293,11 @@ def what(node: torch.fx.Node) -> str | None:
     if node.target is getattr:  # x.mT
         return "turn"
     function = function_of(node)
-    return "turn" if function in TURNS else WHAT.get(function)  # type: ignore[arg-type]
+    made = "turn" if function in TURNS else WHAT.get(function)  # type: ignore[arg-type]
+    if made == "layer":
+        shown = (one.meta.get("example_value") for one in node.all_input_nodes)
+        made = None if any(isinstance(x, nn.Parameter) and x.ndim == 2 for x in shown) else "product"
+    return made
 
 
 def function_of(node: torch.fx.Node) -> Callable[..., Any] | None:

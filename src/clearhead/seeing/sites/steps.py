@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clearhead.seeing.sites.einsum import product_of
 from clearhead.seeing.sites.scores import CannotFollow, Scores
-from clearhead.seeing.sites.weights import Spread, Turned, Weights
+from clearhead.seeing.sites.weights import CHOSEN, Spread, Turned, Weights
 
 UNKNOWN = "its softmax was over something else than a product of queries and keys that could be followed"
 
@@ -45,9 +46,26 @@ def flat(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     return found
 
 
-def operands(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """Return what a product was given, by place or by name."""
-    return [*args, *(kwargs[name] for name in ("input", "batch1", "batch2", "mat2", "other") if name in kwargs)]
+def operands(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Return what a product was given, as a matmul would be given it: what is added, if anything is, then two tensors.
+
+    Returns none for a tensordot that is no product of two matrices.
+    """
+    if func is F.linear:
+        x, weight, bias = (*args, *(kwargs[name] for name in ("input", "weight", "bias") if name in kwargs), None)[:3]
+        return [x, weight.mT] if bias is None else [bias, x, weight.mT]
+    if func is torch.tensordot:
+        return matrices(*args, **kwargs)
+    names = ("input", "batch1", "batch2", "mat1", "mat2", "other")
+    return [*args, *(kwargs[name] for name in names if name in kwargs)]
+
+
+def matrices(a: Tensor, b: Tensor, dims: Any = 2, **_: Any) -> list[Tensor]:
+    """Return two matrices whose product a tensordot is; none if it is another."""
+    rows, columns = ([a.ndim - 1], [0]) if dims == 1 else dims if isinstance(dims, (list, tuple)) else ([], [])
+    if a.ndim != 2 or b.ndim != 2 or len(rows) != 1 or len(columns) != 1:
+        return []
+    return [a if rows[0] % 2 else a.mT, b.mT if columns[0] % 2 else b]
 
 
 def axis(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> int | None:
@@ -61,6 +79,11 @@ def summed_over(dim: int, args: Sequence[Any], kwargs: dict[str, Any], out: Tens
     """Say whether a sum that gave `out` was over axis `dim` alone, counted from the end, which is gone."""
     x = args[0] if args else kwargs["input"]
     return axis(args, kwargs, x) == dim and out.ndim == x.ndim - 1
+
+
+def is_layer(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Say whether a product has a matrix that is a parameter, as that of a linear layer has."""
+    return any(isinstance(x, Tensor) and x.ndim == 2 and fixed(x) for x in (*args[1:], *kwargs.values()))
 
 
 def spoiled(state: State) -> State:
@@ -98,7 +121,7 @@ def begin(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any],
     if func is torch.einsum:
         made = product_of(args)
         return None if made is None or fixed(flat(args, {})[2]) else Scores.product(*made, out)
-    tensors = operands(args, kwargs)
+    tensors = operands(func, args, kwargs)
     bias = tensors.pop(0) if len(tensors) > 2 else None
     if len(tensors) != 2 or not all(isinstance(x, Tensor) and x.ndim > 1 for x in tensors):
         return None
@@ -171,13 +194,35 @@ def hidden(args: Sequence[Any], kwargs: dict[str, Any], scores: Scores, out: Ten
     return scores.hide(mask, args[1] if ours[2] else args[2], out)
 
 
-def parts(state: State | None, out: Sequence[Any]) -> Iterator[tuple[Tensor, State]]:
+def is_whole(state: State | None, out: Tensor) -> bool:
+    """Say whether a table made of scores or weights, by a function that may pick some of them, may hold them all."""
+    if not isinstance(state, Scores | Weights):
+        return True
+    whole = state.in_order(out) if isinstance(state, Scores) else state.may_be(out, known=False)
+    return whole and out.layout is torch.strided
+
+
+def chosen(state: State | None, out: Any) -> State | None:
+    """Return what scores or weights become of which some were picked; None where they are not followed."""
+    scores = state.scores if isinstance(state, Weights) else state
+    if not isinstance(scores, Scores) or scores.named or (isinstance(state, Weights) and state.told):
+        return None
+    if not isinstance(out, Tensor) or out.ndim < 2 or not out.is_floating_point():
+        return None
+    some = Scores.unknown(out, CHOSEN)
+    return Weights(some, out.shape[-1]) if isinstance(state, Weights) else some
+
+
+def parts(what: str | None, state: State | None, out: Sequence[Any]) -> Iterator[tuple[Tensor, State]]:
     """Yield the tensors that scores or weights were taken apart into: some heads or texts, or it is not known what."""
     weights = state if isinstance(state, Weights) else None
     whole = weights.scores if weights is not None else state
     if not isinstance(whole, Scores) or (weights is not None and weights.told):
         return
-    what = (
+    if what == "chosen":
+        yield from ((x, some) for x in out if (some := chosen(state, x)) is not None)
+        return
+    said = (
         "scores were taken apart before the softmax"
         if weights is None
         else "weights were taken apart before the values"
@@ -185,7 +230,7 @@ def parts(state: State | None, out: Sequence[Any]) -> Iterator[tuple[Tensor, Sta
     width = whole.n_columns if weights is None else weights.n_columns
     for x in out:
         if isinstance(x, Tensor) and x.ndim > 1 and x.is_floating_point() and x.shape[-1] == width > 1:
-            part = Scores.unknown(x, f"its {what}")
+            part = Scores.unknown(x, f"its {said}")
             if x.shape[-2] == whole.n_queries:  # some heads or texts
-                part = whole.failed(f"its {what}").emptied(tuple(x.shape[:-2]))
+                part = whole.failed(f"its {said}").emptied(tuple(x.shape[:-2]))
             yield x, part if weights is None else Weights(part, width, dropout=weights.dropout)

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NAMES = {
-    "product": "matmul bmm mm __matmul__ baddbmm einsum",
+    "product": "matmul bmm mm __matmul__ baddbmm einsum tensordot",
+    "layer": "linear addmm addmm_",  # products, where no matrix is a parameter
+    "chosen": "topk gather take_along_dim index_select to_sparse to_sparse_coo to_sparse_csr sparse_mask",
     "times": "mul mul_ multiply __mul__ __rmul__ __imul__",
     "over": "div div_ divide true_divide __truediv__ __itruediv__",
     "plus": "add add_ __add__ __radd__ __iadd__",
@@ -36,6 +38,8 @@ WHAT: dict[Callable[..., Any], str] = {
     for place in PLACES
     if hasattr(place, name)
 }
+SPARSE = {torch.sparse.mm: "product", torch.sparse.addmm: "product", torch.sparse.softmax: "softmax"}
+WHAT |= SPARSE
 TURNS = {
     getattr(place, name)
     for name in "transpose swapaxes swapdims permute movedim moveaxis t adjoint".split()
@@ -60,7 +64,7 @@ def as_written(func: Callable[..., Any]) -> Callable[..., Any]:
 
 def mixes_no_axes(func: Callable[..., Any], what: str | None) -> bool:
     """Say whether a function leaves every number with its query, its key and its head, as far as is known."""
-    return what not in (None, "product") or func in TURNS
+    return what not in (None, "product", "chosen") or func in TURNS
 
 
 def turns(func: Callable[..., Any], args: Sequence[Any], out: Tensor) -> bool:

@@ -15,6 +15,8 @@ from clearhead.seeing.sites.einsum import values_of
 from clearhead.seeing.sites.scores import Scores, has_axes, numel, version
 from clearhead.seeing.sites.vocabulary import mixes_no_axes, turns
 
+CHOSEN = "only some of its scores or weights were kept for each query: the largest, or those of a sparse table"
+
 
 @dataclass(eq=False)
 class Weights:
@@ -190,10 +192,14 @@ def _like(x: Any, out: Tensor) -> bool:
 
 
 def spread(args: Sequence[Any], weights: Weights, out: Tensor, is_it: Callable[[Any], bool]) -> Spread | None:
-    """Return weights as (query, key, 1) times values as (1, key, d); None where that is not what was multiplied."""
+    """Return weights as (query, key, 1) times values as (1, key, d); None where that is not what was multiplied.
+
+    Where only some keys were kept for each query, their values are (query, key, d).
+    """
     w, v = args if is_it(args[0]) else args[::-1]
     size = (weights.scores.n_queries, weights.scores.n_keys)
     if not all(isinstance(x, Tensor) and x.ndim > 2 for x in (w, v)) or tuple(w.shape[-3:]) != (*size, 1):
         return None
-    apart = v.shape[-3] == 1 and v.shape[-2] == size[1] and tuple(out.shape[-3:-1]) == size
-    return Spread(weights, w.squeeze(-1), v.squeeze(-3)) if apart else None
+    apart = v.shape[-2] == size[1] and tuple(out.shape[-3:-1]) == size
+    apart = apart and (v.shape[-3] == 1 or weights.scores.broken == CHOSEN)
+    return Spread(weights, w.squeeze(-1), v.squeeze(-3) if v.shape[-3] == 1 else v) if apart else None
