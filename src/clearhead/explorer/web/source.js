@@ -1,4 +1,4 @@
-// Where answers come from: the page's server, a notebook's kernel, or the file itself. All three answer alike.
+// Where answers come from: the page's server or a notebook's kernel. An exported file answers alike (embedded.js).
 
 /**
  * @typedef {{meta: any, bytes: ArrayBuffer | null}} Answer
@@ -152,24 +152,6 @@ function copyOf(/** @type {DataView} */ view) {
 }
 
 /**
- * The answers that an exported file carries, by question; what it does not carry it says it does not.
- * @param {Record<string, {meta: any, bytes?: string}>} answers Bytes are deflated and in base64.
- * @returns {Source}
- */
-export function embeddedSource(answers) {
-  return {
-    async ask(name, parameters) {
-      const found = answers[questionKey(name, parameters)];
-      if (!found) throw new SourceError("This file does not hold that part. Open the recording with clearhead explore to see all of it.");
-      return { meta: found.meta, bytes: found.bytes === undefined ? null : await inflated(found.bytes) };
-    },
-    async stream() {
-      throw new SourceError("A file cannot run the model. Open it with clearhead explore to change something.");
-    },
-  };
-}
-
-/**
  * A question as one string, parameters in alphabetical order: `tile?col=0&head=1&...`.
  * @param {string} name
  * @param {Record<string, any>} parameters
@@ -177,10 +159,4 @@ export function embeddedSource(answers) {
 export function questionKey(name, parameters) {
   const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
   return `${name}?${given.map(([key, value]) => `${key}=${value}`).sort().join("&")}`;
-}
-
-async function inflated(/** @type {string} */ base64) {
-  const packed = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
 }
