@@ -17,6 +17,8 @@ DOCS_READY  := $(VENV)/.ready-docs
 
 define NEXT
 What to try next
+  attention.html, in a browser: every head of the first sentence, exactly; one file that needs nothing
+  $(BIN)/clearhead explore "your own sentence"
   $(BIN)/clearhead classify "your own sentence"
   $(BIN)/clearhead classify --json < sentences.txt
   $(BIN)/clearhead derive --help
@@ -33,12 +35,14 @@ export NEXT
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(RUN_READY) ## set up, then classify, derive and see one sentence and its opposite
+demo: $(RUN_READY) ## set up, then classify, derive and see one sentence and its opposite; write a page that shows it
 	@set -e; for text in "attention is not too shabby" "attention is too shabby"; do \
 	    for verb in classify derive see; do \
 	        echo; echo "\$$ clearhead $$verb \"$$text\""; $(BIN)/clearhead $$verb "$$text"; \
 	    done; \
 	done
+	@echo; echo "\$$ clearhead see \"attention is not too shabby\" --html attention.html"
+	@$(BIN)/clearhead see "attention is not too shabby" --html attention.html
 	@echo; echo "$$NEXT"
 
 test: $(TEST_READY) ## set up, then run the tests; make test ARGS="-k mask" for some of them

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { commSource, embeddedSource, questionKey, readLines } from "../../src/clearhead/explorer/web/source.js";
+import { embeddedSource, meanOfRows, sumOfColumns } from "../../src/clearhead/explorer/web/embedded.js";
+import { commSource, questionKey, readLines } from "../../src/clearhead/explorer/web/source.js";
 
 test("lines of a stream are read however they are cut", async () => {
   const bytes = new TextEncoder().encode('{"a":"é"}\n\n{"b":2}\n{"c":3}');

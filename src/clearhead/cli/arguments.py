@@ -44,6 +44,7 @@ Device = Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(defaul
 Corpus = Annotated[tuple[Path, ...], arg(metavar="CORPUS ...", help_behavior_hint="(default: standard input)")]
 Atlas = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: profiles/NAME-OF-MODEL)")]
 Vectors = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: standard output)")]
+Page = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the terminal)")]
 Taken = Literal["heads", "layers", "links", "tokens"]
 Rounding = Literal["fp32", "bf16"]
 Weights = Literal["fp32", "fp16", "bf16", "int8"]

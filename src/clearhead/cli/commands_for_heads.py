@@ -14,6 +14,7 @@ from clearhead.cli.arguments import (
     Flag,
     Length,
     Model,
+    Page,
     Place,
     Port,
     Taken,
@@ -68,6 +69,7 @@ def see(
     target: Target = None,
     model: Watched = None,
     json: Flag = False,
+    html: Page = None,
 ) -> None:
     """Show every head as a small map, and what a word looks at.
 
@@ -80,7 +82,14 @@ def see(
         target: What an encoder-decoder writes while it looks at the text.
         model: A shipped default (clearhead models), a checkpoint folder or a hub name.
         json: Print one object a line instead.
+        html: Write the explorer of one text or picture into one HTML file, which needs nothing to be opened.
     """
+    if html is not None:
+        from clearhead.cli import exploring
+
+        return exploring.write_page(
+            texts, file, html, query=query, layer=layer, head=head, target=target, model=model, as_json=json
+        )
     from clearhead.cli import watching
 
     asked = {"query": query, "layer": layer, "head": head, "target": target}

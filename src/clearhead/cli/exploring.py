@@ -1,4 +1,4 @@
-"""`clearhead explore`: recordings in the browser.
+"""`clearhead explore`: recordings in the browser; `clearhead see --html`: one recording as a page of its own.
 
 Texts and pictures are read by a model, recordings opened; then a server on this machine answers the page's questions
 until Ctrl-C. Standard output holds one line, the address.
@@ -14,6 +14,7 @@ from clearhead.cli.output import answer, note, refuse, require_text
 from clearhead.errors import InputError
 
 if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
+    from clearhead.explorer.exploration import Exploration
     from clearhead.explorer.runner import Runner
     from clearhead.explorer.scene import Scene
 
@@ -46,13 +47,9 @@ def run(
 
     listening = listen(port or 0)  # before a model is waited for
     with listening:
-        from clearhead.checkpoints.files import CONFIG, DEFAULTS
-        from clearhead.cli.opening import open_for
         from clearhead.explorer.exploration import Exploration
-        from clearhead.explorer.runner import Runner
 
-        shipped = [name for name in SHIPPED if (DEFAULTS / name / CONFIG).is_file()]
-        runner = Runner([*filter(None, [model]), *shipped], lambda name: open_for("explore", name))
+        runner = runner_of(model)
         scenes = [scene_of(text, runner, model, target) for text in given]
 
         def ready(address: str) -> None:
@@ -61,6 +58,63 @@ def run(
                 note("no browser could be opened: open the address yourself")
 
         serve(Exploration(scenes, runner), listening, ready)
+
+
+def write_page(
+    texts: Sequence[str],
+    files: Sequence[Path],
+    path: Path,
+    *,
+    query: str | None,
+    layer: int | None,
+    head: int | None,
+    target: str | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    """Write the explorer of one text, picture or recording into one HTML file, and say on stderr what it holds."""
+    if as_json:
+        refuse("--html writes a page and --json prints numbers: give one of the two")
+    given = [*texts, *map(whole, files)]
+    if len(given) != 1:
+        refuse(f"--html writes the page of one text, picture or recording, got {len(given)}")
+    require_text(given[0])
+    if path.suffix.lower() not in (".html", ".htm"):
+        refuse(f"--html is the name of the page to write, such as page.html, got {path}")
+
+    from clearhead.explorer.exploration import Exploration
+    from clearhead.explorer.export import export
+
+    exploration = Exploration([scene_of(given[0], runner_of(model), model, target)])
+    view = view_of(exploration, query, layer, head)
+    note(f"{path}: {export(exploration, path, view=view)}")
+
+
+def view_of(exploration: "Exploration", query: str | None, layer: int | None, head: int | None) -> str:
+    """Return where a page begins, as the part of its address behind the #; InputError for a place that is not there."""
+    from clearhead.derivation import find_word
+
+    _, scene = exploration.scene()
+    parts = {"l": layer, "h": head}
+    if query is not None:
+        parts["q"] = find_word(scene.axes[-1 if scene.crosses else 0].marked, query)
+    if layer is not None:
+        one = scene.seen.call(layer)
+        if head is not None and head not in one.heads:
+            raise InputError(f"layer {layer} has heads {one.heads[0]} to {one.heads[-1]}, got --head {head}")
+    page = "head" if layer is not None and head is not None else "heads"
+    given = "".join(f"&{name}={value}" for name, value in parts.items() if value is not None)
+    return f"v=1&page={page}{given}"
+
+
+def runner_of(model: str | None) -> "Runner":
+    """Return what runs a model, and those that ship beside it."""
+    from clearhead.checkpoints.files import CONFIG, DEFAULTS
+    from clearhead.cli.opening import open_for
+    from clearhead.explorer.runner import Runner
+
+    shipped = [name for name in SHIPPED if (DEFAULTS / name / CONFIG).is_file()]
+    return Runner([*filter(None, [model]), *shipped], lambda name: open_for("explore", name))
 
 
 def is_recording(text: str) -> bool:

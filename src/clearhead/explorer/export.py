@@ -2,9 +2,9 @@
 
     export(exploration, "page.html")
 
-The file holds the page's modules joined into one, and the answers to the questions that the page asks: the overviews of all
-heads, tiles at every zoom, and the exact weights of whole heads, strongest heads first, as far as a budget of bytes
-goes. What is left out is said before the file is written, and again on the page where somebody asks for it. A policy in
+The file holds the page's modules joined into one, and the answers to the questions that the page asks: the overviews
+of all heads, tiles at every zoom, and the exact weights of whole heads, strongest heads first, as far as a budget of
+bytes goes. What is left out is said before the file is written, and again on the page where somebody asks for it. A policy in
 the file forbids it every connection.
 """
 
@@ -27,7 +27,8 @@ from clearhead.explorer.table import Answer
 
 BUDGET = 20_000_000  # bytes of a file, where no other number is given
 LARGEST_MAP = 2**22  # weights of one head that are kept exactly: 2,048 x 2,048, 16 MiB before they are packed
-N_HARDEST = 512  # queries, at most, for each of which the strongest head is kept
+N_STRONGEST = 20  # links in the table of a head's page
+N_HARDEST = 64  # queries, at most, for each of which the strongest head is kept
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'"
@@ -75,8 +76,8 @@ class Exported:
         if self.n_exact == self.n_heads:
             return f"{size}, all {self.n_heads} heads exactly"
         return (
-            f"{size}: all {self.n_heads} heads in small, {self.n_zoomed} of them at every zoom, {self.n_exact} weight by "
-            f"weight; a larger budget holds more"
+            f"{size}: all {self.n_heads} heads in small, {self.n_zoomed} of them at every zoom, {self.n_exact} weight "
+            f"by weight; a larger budget holds more"
         )
 
 
@@ -126,7 +127,7 @@ def export(
         path: The file; one that is there is replaced.
         scene: Which scene, by its id; the first where not given.
         budget: How many bytes the file may have. The overviews of all heads are always held.
-        view: Where to begin: what stands behind the `#` of an explorer's address. The reader's own `#` counts before it.
+        view: Where to begin: what stands behind the `#` of an explorer's address, unless the reader's has a `#`.
 
     Returns:
         What the file holds.
@@ -202,9 +203,6 @@ def _hold_zoom(held: _Held, meta: dict[str, Any], head: dict[str, Any]) -> bool:
     whole = held.ask("margins", **head) and whole
     held.ask("strongest", **head, count=N_STRONGEST)
     return whole
-
-
-N_STRONGEST = 20  # links in the table of a head's page
 
 
 def _hold_map(held: _Held, head: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ export class Why {
     this.el = h("section", { class: "why", "aria-label": "Why this number" }, h("h2", { text: "Why this number" }), this.body);
     this.slot = app.slot((answer) => {
       this.answer = answer?.meta ?? null;
+      this.el.hidden = answer !== null && !answer.meta; // a file that does not hold it
       this.#draw();
     });
   }
