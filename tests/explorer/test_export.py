@@ -1,4 +1,4 @@
-"""An exported file holds what it says: exact weights, as many heads as there is room for, and nothing that could run."""
+"""An exported file holds what it says: exact weights, as many heads as fit, and nothing that could run."""
 
 import base64
 import json

@@ -4,8 +4,8 @@
 
 The file holds the page's modules joined into one, and the answers to the questions that the page asks: the overviews
 of all heads, tiles at every zoom, and the exact weights of whole heads, strongest heads first, as far as a budget of
-bytes goes. What is left out is said before the file is written, and again on the page where somebody asks for it. A policy in
-the file forbids it every connection.
+bytes goes. What is left out is said when the file is written, and again on the page where somebody asks for it. A
+policy in the file forbids it every connection.
 """
 
 import base64
