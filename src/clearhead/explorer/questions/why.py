@@ -71,7 +71,7 @@ def why(
         },
     }
     found |= _moved(at, key, float(weights[key]))
-    return Answer(found | {"steps": _steps(at, query) or _plain_steps(found, query, key)})
+    return Answer(found | {"steps": derivation_steps(at, query) or _plain_steps(found, query, key)})
 
 
 def _kept(at: Place, layer: int, head: int, query: int, key: int, call: int) -> dict[str, Any]:
@@ -107,17 +107,17 @@ def _moved(at: Place, key: int, weight: float) -> dict[str, float | None]:
     length = float(weighing.lengths(at.call, at.batch, at.heads, "values")[0, key])
     found: dict[str, float | None] = {"value_norm": length, "moved": weight * length}
     width = at.call.v.shape[-1]
-    projection = _projection(at, at.call.n_heads * width)
+    projection = output_projection(at, at.call.n_heads * width)
     if projection is None:
         return found | dict.fromkeys(names[2:])
-    blocks = projection.detach().to(at.call.v).reshape(-1, at.call.n_heads, width)
+    blocks = projection.weight.detach().to(at.call.v).reshape(-1, at.call.n_heads, width)
     value = weighing.values(at.call, at.batch, at.heads)[0, key]
     projected = float((blocks[:, at.call.heads[at.heads[0]]].to(value) @ value).norm())
     return found | {"projected_norm": projected, "moved_projected": weight * projected}
 
 
-def _projection(at: Place, n_features: int) -> Tensor | None:
-    """Return the weight of the layer's output projection, where its model is at hand and the shape fits."""
+def output_projection(at: Place, n_features: int) -> nn.Linear | None:
+    """Return the layer's output projection, where its model is at hand and it takes `n_features`."""
     if at.scene.model is None:
         return None
     try:
@@ -126,11 +126,10 @@ def _projection(at: Place, n_features: int) -> Tensor | None:
         return None
     named = (getattr(module, name, None) for name in PROJECTIONS)
     fitting = (one for one in named if isinstance(one, nn.Linear) and one.in_features == n_features)
-    found = next(fitting, None)
-    return None if found is None else found.weight
+    return next(fitting, None)
 
 
-def _steps(at: Place, query: int) -> list[dict[str, Any]]:
+def derivation_steps(at: Place, query: int) -> list[dict[str, Any]]:
     """Return the steps of the derivation, or none where the layer is not ours or what it was given is not at hand."""
     name = at.scene.seen.name(at.layer)
     given = at.scene.given.get(name)
