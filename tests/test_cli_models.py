@@ -22,8 +22,8 @@ from torch import nn
 from clearhead.attention import MultiHeadAttention
 from clearhead.checkpoints import load, save
 from clearhead.classification import embed
-from clearhead.cli.generation import clean
 from clearhead.cli.labeller import distinct_labels
+from clearhead.controls import without_controls
 from clearhead.data.images import ImageProcessor
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
@@ -210,7 +210,7 @@ def test_a_stretched_model_writes_beyond_the_length_that_its_config_says(
     whole = tokenizer.decode([*prompt, *answers(steps, 1)[0]])
     done = call("generate", text, "--model", tmp_path / "long", "--max-new-tokens", 10, "--temperature", 0)
     assert ("of the text are left out" in done.err) == left_out
-    assert (clean(whole) + "\n" == done.out) != left_out
+    assert (without_controls(whole, newlines=True) + "\n" == done.out) != left_out
 
 
 def test_half_a_letter_is_not_shown(tokenizer: Tokenizer) -> None:
