@@ -105,3 +105,33 @@ test("a position out of view is brought in, one in view moves nothing", () => {
   const part = partInView(moved);
   assert.ok(part.left <= 3990 && part.right >= 3991 && part.top <= 10 && part.bottom >= 11);
 });
+
+test("an answer that is asked for anew stays until the next comes", async () => {
+  let n = 0;
+  const queue = new TileQueue(async () => ++n, () => {}, () => {});
+  queue.want(["a"]);
+  await new Promise(setImmediate);
+  queue.refresh((answer) => answer === 1);
+  assert.equal(queue.get("a"), 1);
+  queue.want(["a"]);
+  assert.equal(queue.get("a"), 1);
+  await new Promise(setImmediate);
+  queue.want(["a"]);
+  await new Promise(setImmediate);
+  assert.deepEqual([queue.get("a"), n], [2, 2]);
+});
+
+test("an answer that was under way when others became stale is judged, too", async () => {
+  const resolves = [];
+  const queue = new TileQueue(() => new Promise((resolve) => resolves.push(resolve)), () => {}, () => {});
+  queue.want(["a"]);
+  queue.refresh((answer) => answer === "rough");
+  resolves[0]("rough");
+  await new Promise(setImmediate);
+  assert.equal(queue.get("a"), "rough");
+  queue.want(["a"]);
+  resolves[1]("exact");
+  await new Promise(setImmediate);
+  queue.want(["a"]);
+  assert.deepEqual([queue.get("a"), resolves.length], ["exact", 2]);
+});

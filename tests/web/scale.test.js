@@ -71,6 +71,6 @@ test("numbers on dark colors are white and on light ones dark, with a contrast o
 });
 
 test("figures keep their significant digits and do not round small numbers to nothing", () => {
-  const said = [0, 1, 0.98, 0.0955, 0.0123, 0.00012, 3e-7, 12.34, 431.2, -0.5, Infinity].map(figures);
-  assert.deepEqual(said, ["0", "1.00", "0.98", "0.096", "0.012", "0.00012", "3.0e−7", "12.3", "431", "−0.50", "∞"]);
+  const said = [0, 1, 0.98, 0.0955, 0.0123, 0.00012, 3e-7, 12.34, 431.2, 16190.4, -0.5, Infinity].map(figures);
+  assert.deepEqual(said, ["0", "1.00", "0.98", "0.096", "0.012", "0.00012", "3.0e−7", "12.3", "431", "16,190", "−0.50", "∞"]);
 });

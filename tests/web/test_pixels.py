@@ -14,6 +14,7 @@ import pytest
 
 from browsing import Visit
 from clearhead.explorer.joining import WEB
+from clearhead.explorer.questions import exact, maps
 from clearhead.seeing.maps import pyramid
 
 FLOOR = 1e-6
@@ -137,6 +138,23 @@ def test_one_pixel_is_the_share_of_two_by_two_weights_one_zoom_level_up(visit: V
     seen = np.tril(np.ones_like(share, dtype=bool))[:height, :width]
     is_near(found[seen][:, :3], colors_of(share[:height, :width], usual_floor(2 * n), "light")[seen])
     assert "One pixel is 2 × 2 tokens" in page.locator(".status").text_content()
+
+
+def test_a_map_drawn_from_a_sample_says_so_and_becomes_exact(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (maps, exact):
+        monkeypatch.setattr(module, "MAX_EXACT_WEIGHTS", 2**16)
+    page = visit.page
+    page.goto(visit.site.url("v=1&page=head&l=0&h=0&z=-1", "long"))
+    page.locator(".sampled", has_text="Drawn from a sample of the rows, standard error at most").wait_for()
+    page.wait_for_selector("#explorer[data-settled]:not([data-sampled])", state="attached")
+    weights = visit.site.scenes["long"].seen.map(0, 0).numpy()
+    n = len(weights) // 2
+    share = weights.reshape(n, 2, n, 2).sum((1, 3)) / 2
+    found = pixels(page.locator(".map .tiles"))[:n, :n]
+    height, width, _ = found.shape
+    seen = np.tril(np.ones_like(share, dtype=bool))[:height, :width]
+    is_near(found[seen][:, :3], colors_of(share[:height, :width], usual_floor(2 * n), "light")[seen])
+    assert not page.locator(".sampled").is_visible()
 
 
 def test_the_largest_weight_of_a_block_is_a_mode_of_its_own(visit: Visit) -> None:

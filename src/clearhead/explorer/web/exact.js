@@ -33,6 +33,7 @@ export class Exactness {
     this.running?.abort();
     this.running = null;
     this.el.hidden = !sampled;
+    this.app.host.toggleAttribute("data-sampled", Boolean(sampled));
     if (!sampled) return;
     this.#say(sampled.error, 0);
     this.#run(scene, sampled, key);
@@ -50,8 +51,7 @@ export class Exactness {
       await this.app.source.stream("exact", { ...placeOf(scene), layer: sampled.layer, head: sampled.head, mode: sampled.mode }, (event) => {
         if (this.key !== key) return;
         if (event.event === "error") this.app.tell(event.message);
-        else if (event.event === "block") this.#say(sampled.error, event.done / Math.max(1, event.of));
-        if (event.event === "done") this.key = "";
+        if (event.event === "block") this.#say(sampled.error, event.done / Math.max(1, event.of));
         this.heard(event);
       }, running.signal);
     } catch (error) {

@@ -157,7 +157,7 @@ export class HeadGrid {
       const all = new Uint8Array(rough.bytes);
       const size = rough.meta.rows * rough.meta.cols;
       const block = Uint8Array.from(atob(event.bytes), (letter) => letter.charCodeAt(0));
-      const part = event.rows * event.cols;
+      const part = block.length / rough.meta.heads.length;
       for (let i = 0; i * part < block.length; i++) all.set(block.subarray(i * part, (i + 1) * part), i * size + event.row * rough.meta.cols);
     } else if (event.event === "done") {
       rough.meta = { ...rough.meta, exact: true, error: 0 };

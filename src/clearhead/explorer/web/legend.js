@@ -34,7 +34,9 @@ export class Legend {
     this.drawn = `${theme} ${floor}`;
     const stops = Array.from({ length: 17 }, (_, i) => colorAt(theme, i / 16));
     this.strip.style.setProperty("background", `linear-gradient(to right, ${stops.join(", ")})`);
-    fill(this.ticks, legendTicks(floor).map((tick) => h("span", { style: { left: `${100 * positionOf(tick, floor)}%` }, text: tickName(tick) })));
+    const ticks = legendTicks(floor);
+    const every = ticks.length > 5 ? 2 : 1;
+    fill(this.ticks, ticks.filter((_, i) => (ticks.length - 1 - i) % every === 0).map((tick) => h("span", { style: { left: `${100 * positionOf(tick, floor)}%` }, text: tickName(tick) })));
   }
 }
 

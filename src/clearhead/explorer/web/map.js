@@ -42,7 +42,7 @@ export class MapView {
     this.sampledNow = null;
     /** @type {Map<string, any>} */
     this.specs = new Map();
-    /** @type {Recent<OffscreenCanvas>} */
+    /** @type {Recent<{answer: import("./source.js").Answer, canvas: OffscreenCanvas}>} */
     this.canvases = new Recent(MAX_TILE_CANVASES);
     this.queue = new TileQueue((key, signal) => {
       app.busy();
@@ -71,8 +71,7 @@ export class MapView {
       const tenth = event.event === "done" ? 11 : Math.floor((10 * event.done) / event.of);
       if (tenth === this.tenth) return;
       this.tenth = tenth;
-      this.queue.forget((answer) => answer.meta.exact === false);
-      this.canvases = new Recent(MAX_TILE_CANVASES);
+      this.queue.refresh((answer) => answer.meta.exact === false);
       app.changed();
     });
     listen(this);
@@ -186,13 +185,12 @@ export class MapView {
     if (!answer) return null;
     const { theme } = this.app;
     const name = `${theme} ${this.floor} ${key}`;
-    let canvas = this.canvases.get(name);
-    if (!canvas) {
-      canvas = new OffscreenCanvas(1, 1);
-      const table = this.shows === "difference" ? differenceTable(theme) : tileTable(theme, this.floor);
-      paintBytes(/** @type {any} */ (canvas), new Uint8Array(/** @type {ArrayBuffer} */ (answer.bytes)), answer.meta.rows, answer.meta.cols, table);
-      this.canvases.set(name, canvas);
-    }
+    const known = this.canvases.get(name);
+    if (known?.answer === answer) return known.canvas;
+    const canvas = new OffscreenCanvas(1, 1);
+    const table = this.shows === "difference" ? differenceTable(theme) : tileTable(theme, this.floor);
+    paintBytes(/** @type {any} */ (canvas), new Uint8Array(/** @type {ArrayBuffer} */ (answer.bytes)), answer.meta.rows, answer.meta.cols, table);
+    this.canvases.set(name, { answer, canvas });
     return canvas;
   }
 

@@ -2,7 +2,7 @@
 
 import { choice, fill, h } from "./dom.js";
 import { glyph } from "./glyphs.js";
-import { colorAt, figures } from "./scale.js";
+import { colorAt, figures, grouped } from "./scale.js";
 
 /** @type {Record<string, {label: string, share?: boolean}>} */
 export const METRICS = {
@@ -121,9 +121,9 @@ export class Scatter {
     this.svg.setAttribute("aria-label", `Heads by ${METRICS[x].label} and ${METRICS[y].label}; the grid beside it lists them.`);
     fill(this.svg, [
       ...across.ticks.map((tick) => h("g", { class: "tick" }, h("line", { x1: across.at(tick), x2: across.at(tick), y1: PAD.top, y2: bottom }),
-        h("text", { x: across.at(tick), y: bottom + 14, "text-anchor": "middle", text: String(tick) }))),
+        h("text", { x: across.at(tick), y: bottom + 14, "text-anchor": "middle", text: tickText(tick) }))),
       ...up.ticks.map((tick) => h("g", { class: "tick" }, h("line", { x1: PAD.left, x2: SIDE - PAD.right, y1: up.at(tick), y2: up.at(tick) }),
-        h("text", { x: PAD.left - 6, y: up.at(tick) + 4, "text-anchor": "end", text: String(tick) }))),
+        h("text", { x: PAD.left - 6, y: up.at(tick) + 4, "text-anchor": "end", text: tickText(tick) }))),
       h("text", { class: "axis", x: (PAD.left + SIDE - PAD.right) / 2, y: SIDE - 4, "text-anchor": "middle", text: METRICS[x].label }),
       h("text", { class: "axis", x: 10, y: (PAD.top + bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 10 ${(PAD.top + bottom) / 2})`, text: METRICS[y].label }),
       ...marks,
@@ -157,4 +157,8 @@ export function niceTop(most) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = (/** @type {number} */ ([1, 2, 2.5, 5, 10].find((s) => s * power >= rough - 1e-12))) * power;
   return { top: step * Math.ceil(most / step - 1e-9), step };
+}
+
+function tickText(/** @type {number} */ tick) {
+  return tick >= 1000 ? grouped(tick) : String(tick);
 }

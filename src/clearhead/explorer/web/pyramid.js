@@ -133,6 +133,10 @@ export class TileQueue {
     this.wanted = [];
     /** @type {Set<string>} */
     this.refused = new Set();
+    /** @type {Set<string>} */
+    this.stale = new Set();
+    /** What to think of answers that were under way when others were to be asked for anew. @type {Map<string, (answer: A) => boolean>} */
+    this.doubted = new Map();
   }
 
   /** How many requests are out. */
@@ -150,7 +154,7 @@ export class TileQueue {
    * @param {string[]} keys
    */
   want(keys) {
-    this.wanted = keys.filter((key) => !this.kept.has(key) && !this.refused.has(key));
+    this.wanted = keys.filter((key) => this.#lacks(key));
     const now = new Set(this.wanted);
     for (const [key, controller] of this.out) {
       if (now.has(key)) continue;
@@ -160,17 +164,23 @@ export class TileQueue {
     this.#next();
   }
 
-  /** Drop answers, so that they are asked for anew.
-   * @param {(answer: A) => boolean} stale
+  /** Ask for some answers anew when they are wanted next; until then they stay as they are.
+   * @param {(answer: A) => boolean} isStale
    */
-  forget(stale) {
-    for (const [key, answer] of this.kept.entries) if (stale(answer)) this.kept.entries.delete(key);
+  refresh(isStale) {
+    for (const [key, answer] of this.kept.entries) if (isStale(answer)) this.stale.add(key);
+    for (const key of this.out.keys()) this.doubted.set(key, isStale);
+  }
+
+  /** @param {string} key */
+  #lacks(key) {
+    return (!this.kept.has(key) || this.stale.has(key)) && !this.refused.has(key);
   }
 
   #next() {
     for (const key of this.wanted) {
       if (this.out.size >= MAX_REQUESTS) return;
-      if (!this.out.has(key) && !this.kept.has(key) && !this.refused.has(key)) this.#ask(key);
+      if (!this.out.has(key) && this.#lacks(key)) this.#ask(key);
     }
   }
 
@@ -182,6 +192,9 @@ export class TileQueue {
       const answer = await this.fetchTile(key, controller.signal);
       if (this.out.get(key) !== controller) return;
       this.out.delete(key);
+      if (this.doubted.get(key)?.(answer)) this.stale.add(key);
+      else this.stale.delete(key);
+      this.doubted.delete(key);
       this.kept.set(key, answer);
       this.arrived(key, answer);
     } catch (error) {

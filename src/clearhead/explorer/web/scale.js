@@ -81,6 +81,7 @@ export function figures(value) {
     return `${sign}${(size / 10 ** power).toFixed(1)}e−${-power}`;
   }
   if (size < 1 && size >= 0.995) return sign + (size >= 0.9995 ? size.toFixed(5).replace(/0+$/, "") : size.toFixed(3)).replace(/^1\.?$/, "1.00");
+  if (size >= 1000) return sign + grouped(Math.round(size));
   return sign + (size >= 100 ? size.toFixed(0) : size >= 10 ? size.toFixed(1) : size >= 0.0995 ? size.toFixed(2) : size.toPrecision(2));
 }
 
