@@ -183,7 +183,7 @@ def _by_strength(exploration: Exploration, meta: dict[str, Any], place: dict[str
     return sorted(found, key=lambda head: head != begins)
 
 
-def _tiles(n_queries: int, n_keys: int) -> Iterator[dict[str, int]]:
+def _tiles(n_queries: int, n_keys: int) -> Iterator[dict[str, Any]]:
     """Yield the addresses of all tiles of a map, the coarsest first."""
     coarsest = max(0, ceil(log2(ceil(max(n_queries, n_keys) / TILE))))
     for scale in range(coarsest, -1, -1):
