@@ -124,3 +124,10 @@ def test_what_cannot_be_drawn_is_said(seen: Recording, how: dict[str, object], e
     pytest.importorskip("matplotlib", reason="matplotlib is absent: pip install 'clearhead[plot]'")
     with pytest.raises(error, match=re.escape(said)):
         seen.plot(**how)
+
+
+def test_tokens_that_a_tokenizer_adds_are_known_by_their_spelling() -> None:
+    from clearhead.explorer.axes import numbered_axis
+
+    words = ["[CLS]", "<s>", "</s>", "<|endoftext|>", "[", "a", "<", "2>1", "Ġ<b", "[sic]"]
+    assert numbered_axis(10, words).special == (*[True] * 4, *[False] * 6)

@@ -4,6 +4,7 @@ An `Axis` holds names for a terminal (the tokenizer's own pieces, `##by`) and st
 words begin and where a space stands, so that a page can show running text. Next: `scene.py`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,10 @@ from typing import Any
 
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.derivation.words import BEGINNINGS, bare, group
+
+
+# How tokens are spelled that a tokenizer adds: [CLS], <s>, </s>, <pad>, <|endoftext|>.
+SPECIAL = re.compile(r"\[[A-Z]+\]|</?[a-z]+>|<\|\w+\|>")
 
 
 @dataclass(frozen=True)
@@ -157,5 +162,7 @@ def numbered_axis(n: int, words: Sequence[str] | None = None) -> Axis:
     """Return the axis of `n` positions of which nothing is known but perhaps their words."""
     if words is not None and len(words) >= n:
         some = tuple(words[:n])
-        return Axis("text", some, (False,) * n, tuple(map(bare, some)), tuple(_spaces(some, (False,) * n, None)))
+        special = tuple(SPECIAL.fullmatch(word) is not None for word in some)
+        spaces = [space or mark for space, mark in zip(_spaces(some, special, None), special)]
+        return Axis("text", some, special, tuple(map(bare, some)), tuple(spaces))
     return Axis("keys", tuple(map(str, range(n))), (False,) * n)
