@@ -13,7 +13,6 @@ from typing import Any
 from clearhead.data.tokenizer import Tokenizer
 from clearhead.derivation.words import BEGINNINGS, bare, group
 
-
 # How tokens are spelled that a tokenizer adds: [CLS], <s>, </s>, <pad>, <|endoftext|>.
 SPECIAL = re.compile(r"\[[A-Z]+\]|</?[a-z]+>|<\|\w+\|>")
 
