@@ -47,7 +47,7 @@ def plot(
     *,
     kind: str = "map",
     query: int | None = None,
-    width: float | None = None,
+    width: float | int | None = None,
     theme: str = "light",
     ax: Axes | None = None,
     **part: Any,
@@ -76,7 +76,7 @@ def plot(
     return figure
 
 
-def _axes(ax: Axes | None, width: float, theme: str, ratio: float) -> tuple[Figure, Axes]:
+def _axes(ax: Axes | None, width: float | int, theme: str, ratio: float) -> tuple[Figure, Axes]:
     """Return the axes to draw into, in a figure of their own where none are given."""
     if ax is not None:
         found = ax.get_figure(root=True)
@@ -138,7 +138,7 @@ def _one_map(
 def _all_heads(
     seen: Recording,
     layer: int | str | None,
-    width: float,
+    width: float | int,
     theme: str,
     *,
     batch: int = 0,
