@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clearhead.explorer.exploration import Exploration
 
 MAX_KEYS = 256  # that are listed: of a longer text the heaviest; sums and means are over all keys
+KEYS_AROUND = 16  # on either side of the position that asks: listed whatever their weight, hidden ones too
 DROPOUT = 0.1  # the probability that the lesson strikes out a weight with, that of BERT and of Vaswani et al. 2017
 LOWEST_SCORE = -1e30  # models that mask by adding a number add a lower one
 
@@ -72,7 +73,7 @@ def lesson(
     row = at.require_query(query)
     final = _logits(at, at.heads, row)[0]
     weights = at.scene.seen.row(layer, head, query, batch=batch, call=call)
-    listed = weights.topk(min(len(weights), MAX_KEYS)).indices.sort().values
+    listed = _listed(weights, at.scene.first_query(layer, at.call) + query)
     one = Row(at, row, weights, final > LOWEST_SCORE, listed)
     rest = weights.index_fill(0, listed, 0)
     found: dict[str, Any] = {
@@ -87,6 +88,12 @@ def lesson(
     }
     found["missing"] = {name: sentence for name, sentence in NOT_RECORDED.items() if found[name] is None}
     return Answer(found | {"steps": _steps(at, query)})
+
+
+def _listed(weights: Float[Tensor, " key"], own: int) -> Int[Tensor, " listed"]:
+    """Return the keys that are listed, in order: the heaviest, and those around the position that asks."""
+    around = (torch.arange(len(weights), device=weights.device) - own).abs() <= KEYS_AROUND
+    return (weights + around).topk(min(len(weights), MAX_KEYS)).indices.sort().values
 
 
 def _logits(at: Place, heads: list[int], row: int) -> Float[Tensor, "heads key"]:

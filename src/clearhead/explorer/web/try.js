@@ -122,7 +122,7 @@ export class TryIt {
       app.tell(event.message);
     } else if (event.event === "done") {
       app.metas.set(event.scene, event.meta);
-      app.store.set({ ...START, scene: event.scene }, { undo: true });
+      app.store.set({ ...START, page: app.view.page === "lesson" ? "lesson" : START.page, step: app.view.step, scene: event.scene }, { undo: true });
       this.show(false);
     }
   }

@@ -8,6 +8,7 @@ import { runEdits } from "./edits.js";
 import { FrontPage } from "./frontpage.js";
 import { HeadPage } from "./headpage.js";
 import { actionOf } from "./keys.js";
+import { LessonPage } from "./lesson.js";
 import { neighbour } from "./scene.js";
 import { Shell } from "./shell.js";
 import { commSource } from "./source.js";
@@ -15,7 +16,7 @@ import { commSource } from "./source.js";
 const ADDRESS_DELAY_MS = 300;
 
 /** Pages by name. Each is made once, from the app, and has `el` and `update(scene)`. */
-const PAGES = { heads: FrontPage, head: HeadPage, compare: ComparePage };
+const PAGES = { heads: FrontPage, head: HeadPage, lesson: LessonPage, compare: ComparePage };
 
 /**
  * Show the explorer inside an element.
