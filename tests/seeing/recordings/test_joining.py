@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from clearhead import InputError, WatchError, open_recording, watch
 from clearhead.seeing.recordings.recording import Recording
@@ -211,3 +211,39 @@ def test_keys_that_a_cache_turns_have_no_one_axis() -> None:
         model(tokens[:, 5:], past_key_values=cache)
     with pytest.raises(WatchError, match=r"layer 0 .* a token has other keys in one forward than in another"):
         seen.joined()
+
+
+class Guarded(nn.Module):
+    """Attention by hand with a cache of its own; its weights after a prompt are not those of queries and keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(16, 48)
+        self.past: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, start_pos: int) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        if self.past is not None:
+            k, v = (torch.cat(pair, 2) for pair in zip(self.past, (k, v)))
+        self.past = k, v
+        n, m = q.shape[2], k.shape[2]
+        scores = (q @ k.mT).masked_fill(torch.ones(n, m).tril(m - n) == 0, -torch.inf)
+        weights = scores.softmax(-1)
+        if n > 1:
+            weights = weights.clamp(max=0.5)
+        out: Tensor = (weights @ v).transpose(1, 2).flatten(2)
+        return out
+
+
+def test_weights_that_were_kept_join_with_those_that_are_computed() -> None:
+    model, x = Guarded(), torch.randn(2, 7, 16) * 3
+    with torch.no_grad(), watch(model) as seen:
+        for first, last in ((0, 5), (5, 6), (6, 7)):
+            model(x[:, first:last], first)
+    assert [call.weights is None for call in seen.calls[0]] == [False, True, True]
+    whole = seen.joined()
+    for head in range(2):
+        for call, rows in ((0, range(5)), (1, [5]), (2, [6])):
+            want = seen.map(0, head, batch=1, call=call)
+            torch.testing.assert_close(whole.map(0, head, rows, range(want.shape[1]), batch=1), want)
+    assert whole.map(0, 0)[:5].max() <= 0.5

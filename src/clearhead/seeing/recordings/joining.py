@@ -24,6 +24,7 @@ from clearhead.errors import InputError, WatchError
 from clearhead.seeing.call import Call
 from clearhead.seeing.maps import sight
 from clearhead.seeing.positions import in_order
+from clearhead.seeing.recordings import peers
 from clearhead.seeing.recordings.questions import LARGEST_MAP
 from clearhead.seeing.recordings.recording import Recording
 from clearhead.seeing.rule import Rule
@@ -131,20 +132,33 @@ def _join(steps: Sequence[Step], name: str) -> tuple[Call, Tensor]:
         return replace(last, normalisers={}), real
     if bool((owner < 0).any()):
         raise WatchError(f"{name}: no forward read position {int((owner < 0).nonzero()[0])}: watch all of them")
-    if len({(step.call.scale, step.call.softcap, step.call.heads) for step in steps}) > 1:
-        raise WatchError(f"{name}: its forwards have different scales or heads")
+    if len({_kind(step.call) for step in steps}) > 1:
+        raise WatchError(f"{name}: its forwards differ in scale, heads or sinks, or in whose keys they look at")
     n_keys = n_read if last.positions.one_text else last.n_keys
     taken = [_taken(step, owner, i) for i, step in enumerate(steps)]
     places = torch.cat([places for places, _ in taken])
     order = places.argsort()
-    fields: dict[str, Any] = {key: _of_queries(key, steps, [rows for _, rows in taken], order) for key in PER_QUERY}
+    rows = [rows for _, rows in taken]
+    fields: dict[str, Any] = {"weights": _of_links(steps, rows, order, n_keys)}
+    if fields["weights"] is not None:  # then queries and keys tell nothing, and have no numbers
+        steps = [replace(step, call=replace(step.call, **_without_numbers(step.call))) for step in steps]
+    fields |= {key: _of_queries(key, steps, rows, order) for key in PER_QUERY}
     fields |= {key: _of_keys(key, steps, n_keys, name) for key in PER_KEY}
-    fields["weights"] = _of_links(steps, [rows for _, rows in taken], order, n_keys)
     rule = _rule(steps, taken, order, n_keys, real)
     if len(places) < n_read:  # only some rows were kept
         rule = replace(rule, rows=places[order])
     where = in_order(n_keys, one_text=last.positions.one_text)
     return replace(last, **fields, rule=rule, n_asked=n_read, located=where, normalisers={}), real
+
+
+def _without_numbers(call: Call) -> dict[str, Any]:
+    return {"q": call.q[..., :0], "k": call.k[..., :0], "lse": None}
+
+
+def _kind(call: Call) -> tuple[object, ...]:
+    """Return what all calls of a text have to share."""
+    n_other = None if call.positions.one_text else call.n_keys
+    return call.scale, call.softcap, call.heads, call.sinks is None, n_other
 
 
 def _taken(step: Step, owner: Tensor, i: int) -> tuple[Tensor, Tensor]:
@@ -164,16 +178,18 @@ def _of_queries(key: str, steps: Sequence[Step], rows: Sequence[Tensor], order: 
 
 
 def _of_links(steps: Sequence[Step], rows: Sequence[Tensor], order: Tensor, n_keys: int) -> Tensor | None:
-    """Return the model's own weights, where they were kept, by position; None where a step has none."""
-    tables = [step.call.weights for step in steps]
-    if any(table is None for table in tables):
+    """Return the weights by position, where some step has the model's own, which queries and keys do not tell."""
+    if all(step.call.weights is None for step in steps):
         return None
+    one = steps[0].call
+    if one.batch * len(one.heads) * len(order) * n_keys > LARGEST_MAP:
+        raise WatchError(f"the joined weights would be a table of {len(order)} x {n_keys} a head: join fewer forwards")
     found = []
     for step, some in zip(steps, rows):
-        assert step.call.weights is not None
-        wide = step.call.weights.new_zeros(*step.call.weights.shape[:2], len(some), n_keys)
+        weights = peers.dense(step.call, None)[:, :, some]
+        wide = weights.new_zeros(*weights.shape[:3], n_keys)
         for start, stop, shift in _tokens(step.call):
-            wide[..., start + shift : stop + shift] = step.call.weights[:, :, some, start:stop]
+            wide[..., start + shift : stop + shift] = weights[..., start:stop]
         found.append(wide)
     return torch.cat(found, 2).index_select(2, order)
 

@@ -58,6 +58,14 @@ class Located:
     call: Asked
     positions: Positions
 
+    def can_be_compared(self, later: Asked) -> bool:
+        """Return whether the keys of a later call can be compared with these.
+
+        They have no numbers where the model's own weights are kept because its keys are not known.
+        """
+        old, new = self.call.keys().shape[2], later.keys().shape[2]
+        return not self.positions.unknown and old == new > 0
+
 
 class Locator:
     """Locates one call after the other, and remembers each layer's latest."""
@@ -100,7 +108,7 @@ class Locator:
         filled = seen if place is None else place + call.n_queries
         n_carried = min(filled, call.n_keys) - call.n_queries
         before = self.before.get(call.name)
-        if n_carried > 0 and before is not None and not before.positions.unknown:
+        if n_carried > 0 and before is not None and before.can_be_compared(call):
             if (carried := same_tokens(call.keys()[:, :n_carried], before)) is not None:
                 first = int(carried[-1]) + 1
                 return of_list(torch.cat([carried, torch.arange(first, first + call.n_queries)]), first)
@@ -146,8 +154,6 @@ def same_tokens(keys: Float[Tensor, "batch carried d_head"], before: Located) ->
     are not in the order of the text. Texts may have changed places, as beams do.
     """
     old = before.call.keys()
-    if old.shape[2:] != keys.shape[2:]:
-        return None
     known, now = _signature(old).cpu(), _signature(keys.to(old.device, old.dtype)).cpu()
     at = before.positions.of_columns(old.shape[1]).expand(known.shape)
     known, at = known[at >= 0], at[at >= 0]

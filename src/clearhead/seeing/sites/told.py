@@ -26,7 +26,7 @@ OTHER_TEXT_ARGUMENTS = "encoder_hidden_states", "key_value_states", "context", "
 KNOWN_PACKAGES = "transformers", "clearhead"
 
 
-PLAIN = (Tensor, bool, int, float, str, tuple, list, dict, type(None))  # arguments that are no caches
+PLAIN = frozenset((Tensor, bool, int, float, str, tuple, list, dict, type(None)))  # arguments that are no caches
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Arguments:
 
 def _is_cache(x: Any) -> bool:
     """Return whether an argument is a cache of transformers, or made like one, or of clearhead."""
-    if isinstance(x, PLAIN):
+    if type(x) in PLAIN:
         return False
     return hasattr(x, "get_seq_length") or (hasattr(x, "places") and hasattr(x, "truncate"))
 
