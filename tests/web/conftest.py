@@ -56,8 +56,6 @@ def long_recording(n: int = 1200) -> Recording:
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here (Debian: chromium): the page is tested in it")
     runner = Runner(NAMES, lambda name: open_for("explore", name))
     noise = torch.rand(3, 56, 84, generator=torch.Generator().manual_seed(0))
     picture = Image.fromarray((noise * 255).byte().permute(1, 2, 0).numpy())
@@ -83,14 +81,17 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def browser(site: Site) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
+    """Return the one browser of these tests: playwright starts once in a process."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian: chromium): the page is tested in it")
     playwright = pytest.importorskip("playwright.sync_api", reason="the page is driven by playwright")
     with playwright.sync_playwright() as started:
         yield started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
 
 @pytest.fixture
-def visitor(site: Site, browser: Any) -> Iterator[Callable[..., Visit]]:
+def visitor(browser: Any, site: Site) -> Iterator[Callable[..., Visit]]:
     """Return what opens a page of a width and a theme; at the end it must have kept to the rules."""
     visits: list[Visit] = []
 

@@ -24,7 +24,6 @@ pytest.importorskip("anywidget", reason="anywidget is absent: pip install 'clear
 
 from clearhead.explorer.widget import MAX_ASKS, ExplorerWidget
 
-CHROMIUM = Path("/usr/bin/chromium")
 TEXT = "attention is not too shabby"
 CELL = f"""
 import clearhead, torch
@@ -34,15 +33,6 @@ with clearhead.watch(model) as seen, torch.no_grad():
     model(torch.tensor([text.ids]))
 seen.show(words=text.pieces)
 """
-BROWSER = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +138,9 @@ def test_a_notebook_without_a_kernel_has_a_picture_and_a_line_of_text(seen: Reco
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Return a browser's page on a notebook with one cell that shows a recording, and one that keeps it busy."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is absent: pip install 'clearhead[test]'")
     pytest.importorskip("jupyterlab", reason="JupyterLab is absent: pip install 'clearhead[test]'")
-    if not CHROMIUM.exists():
-        pytest.skip("no chromium here: apt-get install chromium")
     place = tmp_path_factory.mktemp("jupyter")
     cells = [_cell(CELL), _cell("import time\ntime.sleep(40)")]
     spec = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -174,16 +161,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api/status?token=tok", server, place / "log")
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=BROWSER)
-            found = browser.new_page(viewport={"width": 1280, "height": 1000})
-            found.goto(f"http://127.0.0.1:{port}/lab/tree/seen.ipynb?token=tok")
-            found.wait_for_selector(".jp-NotebookPanel .jp-CodeCell .cm-content", timeout=120_000)
-            found.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=120_000)  # or the cell is not run
-            found.locator(".jp-CodeCell .cm-content").first.click()
-            found.keyboard.press("Shift+Enter")
-            yield found
-            browser.close()
+        found = browser.new_page(viewport={"width": 1280, "height": 1000})
+        found.goto(f"http://127.0.0.1:{port}/lab/tree/seen.ipynb?token=tok")
+        found.wait_for_selector(".jp-NotebookPanel .jp-CodeCell .cm-content", timeout=120_000)
+        found.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=120_000)  # or the cell is not run
+        found.locator(".jp-CodeCell .cm-content").first.click()
+        found.keyboard.press("Shift+Enter")
+        yield found
+        found.close()
     finally:
         server.terminate()
         server.wait(30)

@@ -15,7 +15,7 @@ const FONT = "12px system-ui, 'DejaVu Sans', sans-serif";
  */
 export function gutters(scene, width) {
   const narrow = width < 480;
-  return narrow ? { left: 60, top: 60, right: 28, bottom: 28 } : { left: 92, top: 84, right: 48, bottom: 48 };
+  return narrow ? { left: 60, top: 60, right: 36, bottom: 36 } : { left: 92, top: 84, right: 48, bottom: 48 };
 }
 
 /**
@@ -127,7 +127,7 @@ function drawMargins(/** @type {CanvasRenderingContext2D} */ context, /** @type 
   };
   const most = {
     received: bars(received, part.left, part.right, plane.across, gutter.bottom - 20, (i, size, thick) => context.fillRect(at.x(i) + (plane.across > 4 ? 1 : 0), bottom + 5, thick, size)),
-    entropy: bars(entropy, part.top, part.bottom, plane.down, gutter.right - 10, (i, size, thick) => context.fillRect(right + 5, at.y(i) + (plane.down > 4 ? 1 : 0), size, thick)),
+    entropy: bars(entropy, part.top, part.bottom, plane.down, gutter.right - 22, (i, size, thick) => context.fillRect(right + 5, at.y(i) + (plane.down > 4 ? 1 : 0), size, thick)),
   };
   context.globalAlpha = 1;
   context.font = FONT.replace("12px", "10px");

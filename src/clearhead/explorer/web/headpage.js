@@ -79,7 +79,8 @@ export class HeadPage {
     if (key === this.described) return;
     this.described = key;
     if (!row) return fill(this.kind, []);
-    const facts = [`entropy ${figures(row.entropy)} nats`, `distance ${figures(row.distance)}`];
+    const facts = [`entropy ${figures(row.entropy)} nats`];
+    if (scene.queries === scene.keys) facts.push(`distance ${figures(row.distance)}`);
     const heaviest = nameOf(scene.keys, row.heaviest);
     facts.push(`${percent(row.heaviest_share)} to ${heaviest}`);
     fill(this.kind, [glyph(row.kind), h("b", { text: row.kind }), `: ${KINDS[/** @type {keyof typeof KINDS} */ (row.kind)] ?? ""}. `, h("span", { class: "facts", text: facts.join(" · ") })]);
