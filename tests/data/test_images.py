@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clearhead.data.images import ImageProcessor, find_images, is_image
+from clearhead.data.images import ImageProcessor, find_images, is_image, open_image
 from clearhead.errors import CheckpointError, InputError
 
 # As published: google/vit-base-patch16-224, facebook/deit-base-distilled-patch16-224, facebook/dinov2-small.
@@ -262,3 +262,59 @@ def test_a_folder_without_a_processor_says_so(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="expected a JSON object, got list"):
         ImageProcessor.load(tmp_path)
+
+
+# ---------------------------------------------------------------- large pictures
+
+
+def claims(width: int, height: int) -> bytes:
+    """Return a PNG whose header says this size, with pixels that are missing."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_a_picture_above_the_limit_is_refused_by_its_header_without_pillows_warning(tmp_path: Path) -> None:
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    for width, height in ((10_000, 9_000), (100_000, 100_000), (1, 100_000_000)):  # Pillow warns at the first
+        (tmp_path / "large.png").write_bytes(claims(width, height))
+        with pytest.raises(
+            InputError, match=rf"large\.png: {width:,} x {height:,} pixels, expected at most 64,000,000"
+        ):
+            open_image(tmp_path / "large.png")
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_the_limit_can_be_lifted_and_lowered(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30)).save(path)
+    assert open_image(path, max_pixels=1_200).size == (40, 30)
+    assert ImageProcessor(max_pixels=None).read(path).shape == (3, 224, 224)
+    with pytest.raises(
+        InputError, match="expected at most 1,199 in all: make it smaller, or allow more by --max-pixels"
+    ):
+        ImageProcessor(max_pixels=1_199).read(path)
+    (tmp_path / "claims.png").write_bytes(claims(20_000, 20_000))
+    with pytest.raises(InputError, match="damaged or unreadable"):  # its pixels were asked for
+        open_image(tmp_path / "claims.png", max_pixels=None)
+
+
+def test_a_thin_picture_is_not_resized_in_proportion_beyond_the_limit() -> None:
+    from PIL import Image
+
+    with pytest.raises(InputError, match="2 x 60,000 pixels, resized in proportion: 224 x 6,720,000 pixels"):
+        ImageProcessor(resize=224, crop=(224, 224)).read(Image.new("L", (2, 60_000)))
+
+
+def test_the_limit_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    ImageProcessor(max_pixels=9).save(tmp_path)
+    assert ImageProcessor.load(tmp_path) == ImageProcessor()

@@ -25,7 +25,7 @@ from clearhead.checkpoints.bert import BERT
 from clearhead.checkpoints.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from clearhead.checkpoints.distilbert import DISTILBERT
 from clearhead.checkpoints.family import Family, read_config, unread_keys, write_config
-from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, replacing
+from clearhead.checkpoints.files import CONFIG, WEIGHTS, Weights, find, replacing, save_tensors
 from clearhead.checkpoints.gemma import GEMMA2, GEMMA3
 from clearhead.checkpoints.gpt2 import GPT2
 from clearhead.checkpoints.llama import LLAMA, MISTRAL
@@ -179,14 +179,13 @@ def save(
     the family cannot describe the model.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     ours = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     theirs, published = _in_some_words(model, ours, family)
     try:
         with replacing(Path(folder)) as partial:
             (partial / CONFIG).write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
-            save_file(theirs, partial / WEIGHTS, metadata=_metadata(published))
+            save_tensors(theirs, partial / WEIGHTS, _metadata(published))
             if tokenizer is not None:
                 tokenizer.save(partial)
     except (OSError, SafetensorError) as error:

@@ -10,8 +10,9 @@ import glob
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,22 @@ def _merge(partial: Path, folder: Path) -> None:
     for path in files:
         path.replace(folder / path.name)
     to_disk(folder)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that may be read by whom any new file may: safetensors itself lets its owner alone.
+
+    Args:
+        tensors: What to write, by name.
+        path: Where to.
+        metadata: Texts for the header.
+    """
+    from safetensors.torch import save_file
+
+    with path.open("wb") as file:
+        mode = os.fstat(file.fileno()).st_mode  # as the umask and the folder say
+    save_file(dict(tensors), path, metadata)
+    path.chmod(stat.S_IMODE(mode))
 
 
 def to_disk(path: Path) -> None:

@@ -6,7 +6,7 @@ much of the text it holds.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -39,16 +39,19 @@ def run(
     top: int | None,
     dtype: Literal["fp32", "bf16"],
     threads: int | None,
+    max_pixels: int | None,
 ) -> None:
     """Classify the texts, then the files; standard input where there is neither."""
-    at_least_1(top=top, threads=threads)
+    at_least_1(top=top, threads=threads, max_pixels=max_pixels)
     pictures = [text for text in texts if is_picture(text)]
     arrivals = arriving(texts, files, example='clearhead classify "attention is not too shabby"')
     first = next(arrivals)  # an input that is not there need not wait for PyTorch
-    from clearhead.cli.labeller import Labeller, open_labeller
+    from clearhead.cli.labeller import Labeller, PictureLabeller, open_labeller
 
     name = model or ("pictures" if are_pictures(texts, first) else "sentiment")
     labeller = open_labeller(name, dtype=dtype, threads=threads)
+    if max_pixels is not None and isinstance(labeller, PictureLabeller):
+        labeller.processor = replace(labeller.processor, max_pixels=max_pixels)
     if isinstance(labeller, Labeller):
         if pictures:
             raise InputError(f"{pictures[0]} is a picture, and {name} labels texts: leave --model out, or name another")

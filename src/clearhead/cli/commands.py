@@ -24,6 +24,7 @@ from clearhead.cli.arguments import (
     Model,
     Most,
     Out,
+    Pixels,
     Recipe,
     Rounding,
     Sorter,
@@ -48,6 +49,7 @@ def classify(
     top: Labels = None,
     dtype: Rounding = "fp32",
     threads: Threads = None,
+    max_pixels: Pixels = None,
 ) -> None:
     """Label every text or picture, with the probability of the label.
 
@@ -59,10 +61,13 @@ def classify(
         top: Show the K likeliest labels.
         dtype: Compute in this precision; bf16 is faster on processors that have it.
         threads: Use N threads.
+        max_pixels: Read pictures of at most N pixels.
     """
     from clearhead.cli import classification
 
-    classification.run(texts, file, model=model, as_json=json, top=top, dtype=dtype, threads=threads)
+    classification.run(
+        texts, file, model=model, as_json=json, top=top, dtype=dtype, threads=threads, max_pixels=max_pixels
+    )
 
 
 def embed(

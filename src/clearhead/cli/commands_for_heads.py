@@ -15,6 +15,7 @@ from clearhead.cli.arguments import (
     Length,
     Model,
     Page,
+    Pixels,
     Place,
     Port,
     Taken,
@@ -24,6 +25,7 @@ from clearhead.cli.arguments import (
     Watched,
     Word,
 )
+from clearhead.cli.output import refuse
 
 
 def derive(
@@ -38,6 +40,7 @@ def derive(
     model: Watched = None,
     json: Flag = False,
     source: Flag = False,
+    max_pixels: Pixels = None,
 ) -> None:
     """Derive attention in eight steps, with the numbers of this text.
 
@@ -51,11 +54,12 @@ def derive(
         model: A shipped default (clearhead models), a checkpoint folder or a hub name.
         json: Print {"text", "tokens", "layer", "head", "query", "steps"} for every text, one object a line.
         source: Show the lines of clearhead that computed each step.
+        max_pixels: Read pictures of at most N pixels.
     """
     from clearhead.cli import watching
 
     asked = {"query": query, "layer": layer, "head": head, "target": target}
-    watching.derive(texts, file, asked=asked, model=model, as_json=json, source=source)
+    watching.derive(texts, file, asked=asked, model=model, as_json=json, source=source, max_pixels=max_pixels)
 
 
 def see(
@@ -70,11 +74,12 @@ def see(
     model: Watched = None,
     json: Flag = False,
     html: Page = None,
+    max_pixels: Pixels = None,
 ) -> None:
     """Show every head as a small map, and what a word looks at.
 
     Args:
-        texts: One argument is one text, or one picture.
+        texts: One argument is one text, one picture, or one recording (.seen).
         file: Read these, one text a line, or one picture's name; - is standard input.
         query: The word that looks around; of a picture a patch, by row,column or number.
         layer: The layer to look at closely, counted from 0.
@@ -83,8 +88,11 @@ def see(
         model: A shipped default (clearhead models), a checkpoint folder or a hub name.
         json: Print one object a line instead.
         html: Write the explorer of one text or picture into one HTML file, which needs nothing to be opened.
+        max_pixels: Read pictures of at most N pixels.
     """
     if html is not None:
+        if max_pixels is not None:
+            refuse("--html takes pictures of the usual size: give --max-pixels without it")
         from clearhead.cli import exploring
 
         return exploring.write_page(
@@ -93,7 +101,7 @@ def see(
     from clearhead.cli import watching
 
     asked = {"query": query, "layer": layer, "head": head, "target": target}
-    watching.see(texts, file, asked=asked, model=model, as_json=json)
+    watching.see(texts, file, asked=asked, model=model, as_json=json, max_pixels=max_pixels)
 
 
 def explore(

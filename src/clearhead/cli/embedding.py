@@ -4,7 +4,11 @@ As sentence-transformers does it with mean pooling, for the whole of a text: one
 read in windows, and their vectors are averaged by how much of the text they hold, and made a unit vector again.
 """
 
+import io
+import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
@@ -20,6 +24,7 @@ if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
     from torch import Tensor
 
 FORMATS = (".npy", ".safetensors")
+COPIED = 2**24  # bytes at a time
 SHOWN = 4  # numbers of a vector that a person sees
 
 
@@ -47,12 +52,12 @@ def run(
 
     embedder = Embedder(model, dtype=dtype, threads=threads)
     width = columns() if sys.stdout.isatty() else None
-    found = []
+    matrix = None if out is None else Matrix(out)
     with Progress("text") as progress:
         for some in chain([first], arrivals):
             for text, vector in zip(some, embedder.read(some)):
-                if out is not None:
-                    found.append(vector)
+                if matrix is not None:
+                    matrix.add(vector)
                 elif as_json:
                     print(dump({"text": text, "vector": [float(f"{x:.7g}") for x in vector.tolist()]}))
                 elif width is None:
@@ -61,8 +66,8 @@ def run(
                     print(short(text, vector, width))
                 progress.advance()
             sys.stdout.flush()
-    if out is not None:
-        write(out, found)
+    if matrix is not None:
+        matrix.finish()
         answer(str(out))
 
 
@@ -73,24 +78,42 @@ def short(text: str, vector: "Tensor", width: int) -> str:
     return shown + one_line(text, max(0, width - len(shown)))
 
 
-def write(out: Path, vectors: Sequence["Tensor"]) -> None:
-    """Write the vectors as one float32 matrix, a row a text; the whole file or, on any error, none."""
-    import torch
+class Matrix:
+    """A float32 matrix on its way into a file, a row a text: rows wait on the disk, so that memory stays as it is."""
 
-    matrix = torch.stack(list(vectors))
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        if out.suffix == ".npy":
+    def __init__(self, out: Path) -> None:
+        self.out, self.shape = out, (0, 0)
+        self.rows = tempfile.TemporaryFile(dir=out.parent)  # noqa: SIM115 (without a name: nothing is left of it)
+
+    def add(self, vector: "Tensor") -> None:
+        """Add a row."""
+        self.shape = self.shape[0] + 1, len(vector)
+        self.rows.write(vector.numpy().astype("<f4").tobytes())
+
+    def finish(self) -> None:
+        """Write the file: whole or, on any error, not at all."""
+        partial = self.out.with_name(f".{self.out.name}.partial")
+        try:
+            with self.rows, partial.open("wb") as file:
+                file.write(self.header())
+                self.rows.seek(0)
+                shutil.copyfileobj(self.rows, file, COPIED)
+            partial.replace(self.out)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+    def header(self) -> bytes:
+        """Return what stands before the numbers in the format that the file's suffix names."""
+        if self.out.suffix == ".npy":
             import numpy
 
-            with partial.open("wb") as file:
-                numpy.save(file, matrix.numpy())
-        else:
-            from safetensors.torch import save_file
-
-            save_file({"embeddings": matrix}, partial)
-        partial.replace(out)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+            file = io.BytesIO()
+            said = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+            numpy.lib.format.write_array_header_1_0(file, said)
+            return file.getvalue()
+        size = 4 * self.shape[0] * self.shape[1]
+        text = json.dumps({"embeddings": {"dtype": "F32", "shape": self.shape, "data_offsets": (0, size)}}).encode()
+        text = text.ljust(-(-len(text) // 8) * 8)
+        return len(text).to_bytes(8, "little") + text

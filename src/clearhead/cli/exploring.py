@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearhead.cli.inputs import is_picture, note_file_name, require_readable
+from clearhead.cli.inputs import is_picture, is_recording, note_file_name, require_readable
 from clearhead.cli.output import answer, note, refuse, require_text
 from clearhead.errors import InputError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
     from clearhead.explorer.runner import Runner
     from clearhead.explorer.scene import Scene
 
-RECORDING = ".seen"
 MAX_LETTERS = 2_000_000  # of one text: more than any model reads at once
 SHIPPED = ("sentiment", "novels", "pictures", "pronounce")
 
@@ -117,18 +116,14 @@ def runner_of(model: str | None) -> "Runner":
     return Runner([*filter(None, [model]), *shipped], lambda name: open_for("explore", name))
 
 
-def is_recording(text: str) -> bool:
-    """Return whether an argument names a recording."""
-    return text.endswith(RECORDING) and Path(text).is_file()
-
-
 def whole(path: Path) -> str:
     """Return a file as one text; InputError where it holds none."""
     require_readable(path)
     if is_recording(str(path)) or is_picture(str(path)):
         raise InputError(f"{path} is no text, and --file reads text: give it as an argument, clearhead explore {path}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_LETTERS + 1)  # of a large file no more than that is read
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}: expected a text file") from error
     require_text(text, str(path))

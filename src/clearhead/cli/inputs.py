@@ -18,6 +18,9 @@ from clearhead.data.text import read_lines
 from clearhead.errors import ClearheadError, InputError
 
 STDIN = Path("-")
+RECORDING = ".seen"
+# One word with the suffix of a file of texts, sounds or recordings.
+FILE_NAME = re.compile(r"\S+\.(txt|csv|tsv|json|jsonl|md|wav|mp3|flac|seen|npy|safetensors|toml|gz|zip)", re.IGNORECASE)
 MOST_AT_ONCE = 1024  # texts: enough to fill batches of similar length, few enough to wait for
 MOST_LOOKED_AT = 10_000  # files of a folder, to find a picture among them
 
@@ -78,13 +81,28 @@ def read(path: Path, *, alone: bool) -> Iterator[list[str]]:
 
 
 def note_file_name(text: str, instead: str) -> None:
-    """Say that an argument is read as it stands where it is the name of a file, which `instead` would read."""
+    """Say that an argument is read as it stands where it is the name of a file, which `instead` would read.
+
+    Raises:
+        InputError: It looks like the name of a file, and there is none: a name that was mistyped is no text.
+    """
     try:
-        is_file = Path(text).is_file()
-    except OSError:  # too long for a name
+        path = Path(text)
+        is_file, exists = path.is_file(), path.exists()
+    except (OSError, ValueError):  # too long for a name, or with a character that none has
         return
-    if is_file and not is_picture(text):
+    if is_file and not is_picture(text) and not is_recording(text):
         note(f"{text} is a file: its name is read as the text; {instead} reads what the file holds")
+    if not exists and FILE_NAME.fullmatch(text):
+        raise InputError(
+            f"{text}: no such file. What looks like the name of a file is not read as a text; if it is one, send it "
+            f"through standard input"
+        )
+
+
+def is_recording(text: str) -> bool:
+    """Return whether an argument names a recording."""
+    return text.endswith(RECORDING) and Path(text).is_file()
 
 
 def is_picture(text: str) -> bool:

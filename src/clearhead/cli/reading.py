@@ -5,8 +5,9 @@ Words are named as the model has them: pieces of a text, patches by row and colu
 as what is looked at. What becomes of an input before it is read is in `explorer/reading.py`.
 """
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clearhead.attention import MultiHeadAttention
 from clearhead.cli.opening import open_for
@@ -14,9 +15,13 @@ from clearhead.cli.output import note
 from clearhead.data.images import find_images
 from clearhead.derivation import Derivation, derive, find_word
 from clearhead.errors import InputError
+from clearhead.explorer.axes import numbered_axis
 from clearhead.explorer.reading import Given, PairReader, PictureReader, Prepared, Reader, reader_of
 from clearhead.explorer.view import Source, View, look, pick_query
-from clearhead.seeing import Recording, watch
+from clearhead.seeing import Recording, open_recording, watch
+
+# Tokens that are not written in a text but put around it.
+SPECIAL = re.compile(r"\[[A-Z]+\]|<\|.*\|>|</?s>|<(pad|unk|bos|eos|mask|cls|sep)>")
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,14 @@ class Reading:
 
     text: str
     view: View
-    attention: MultiHeadAttention
-    given: Given
+    attention: MultiHeadAttention | None = None  # of a recording that was opened there is neither
+    given: Given | None = None
     target: str | None = None
 
     def derive(self) -> Derivation:
         """Derive the head that is seen."""
         view, given = self.view, self.given
+        assert self.attention is not None and given is not None
         return derive(
             self.attention,
             given.x,
@@ -85,9 +91,44 @@ class Watched:
         return Reading(text, view, attention, self.reader.given[name], prepared.written)
 
 
-def open_watched(verb: str, name: str) -> Watched:
-    """Return the model called `name`, ready to be watched; InputError where it reads neither text nor pictures."""
-    return Watched(reader_of(*open_for(verb, name)))
+class Recorded:
+    """Recordings in files, which were made before."""
+
+    reads = "file"
+
+    def inputs(self, texts: Sequence[str]) -> Iterator[str]:
+        """Yield the files one by one."""
+        yield from texts
+
+    def read(self, path: str, asked: Asked) -> Reading:
+        """Open a recording and look, at the whole text where it was read in several forwards.
+
+        Words are those that were saved in it, or numbers.
+        """
+        seen = open_recording(path)
+        if any(len(calls) > 1 for calls in seen.calls.values()):
+            seen = seen.joined()
+        first = seen.layers[0]
+        if first.n_queries != first.n_keys:
+            raise InputError(
+                f"{path}: {first.n_queries} queries look at {first.n_keys} keys, expected a text that looks at itself: "
+                f"`clearhead explore {path}` shows every recording"
+            )
+        axis = numbered_axis(first.n_keys, seen.words)
+        special = [SPECIAL.fullmatch(piece) is not None for piece in axis.pieces]
+        query = pick_query(axis.pieces, special) if asked.query is None else find_word(axis.pieces, asked.query)
+        return Reading(path, look(seen, axis.pieces, special, query=query, layer=asked.layer, head=asked.head))
+
+
+def open_watched(verb: str, name: str, max_pixels: int | None = None) -> Watched:
+    """Return the model called `name`, ready to be watched; InputError where it reads neither text nor pictures.
+
+    `max_pixels` is the largest picture that it is given, ImageProcessor's own limit where None.
+    """
+    reader = reader_of(*open_for(verb, name))
+    if max_pixels is not None and isinstance(reader, PictureReader):
+        reader.processor = replace(reader.processor, max_pixels=max_pixels)
+    return Watched(reader)
 
 
 def seen_from(seen: Recording, prepared: Prepared, asked: Asked) -> View:

@@ -6,12 +6,15 @@ model is opened once, however many texts there are.
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clearhead.cli.inputs import are_pictures, arriving
+from clearhead.cli.arguments import at_least_1
+from clearhead.cli.inputs import are_pictures, arriving, is_recording
 from clearhead.cli.output import console, dump, one_line
+from clearhead.errors import InputError
 
 if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
     from rich.console import Console
@@ -19,8 +22,16 @@ if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
     from clearhead.cli.reading import Reading
 
 
-def see(texts: Sequence[str], files: Sequence[Path], *, asked: Any, model: str | None, as_json: bool) -> None:
-    """Show every text from one word."""
+def see(
+    texts: Sequence[str],
+    files: Sequence[Path],
+    *,
+    asked: Any,
+    model: str | None,
+    as_json: bool,
+    max_pixels: int | None,
+) -> None:
+    """Show every text, picture or recording from one word."""
 
     def fields(reading: "Reading") -> dict[str, Any]:
         from clearhead.explorer.view import to_json
@@ -32,11 +43,18 @@ def see(texts: Sequence[str], files: Sequence[Path], *, asked: Any, model: str |
 
         show(reading.view, page)
 
-    each("see", texts, files, asked, model, fields if as_json else None, draw)
+    each("see", texts, files, asked, Opening(model, max_pixels), fields if as_json else None, draw)
 
 
 def derive(
-    texts: Sequence[str], files: Sequence[Path], *, asked: Any, model: str | None, as_json: bool, source: bool
+    texts: Sequence[str],
+    files: Sequence[Path],
+    *,
+    asked: Any,
+    model: str | None,
+    as_json: bool,
+    source: bool,
+    max_pixels: int | None,
 ) -> None:
     """Derive attention for one word and head of every text."""
 
@@ -57,7 +75,15 @@ def derive(
             heading += f", which looks hardest at {view.another}, {label(view.keys, view.strongest[0].key)}"
         show(reading.derive(), page, source=source, heading=heading)
 
-    each("derive", texts, files, asked, model, fields if as_json else None, draw)
+    each("derive", texts, files, asked, Opening(model, max_pixels), fields if as_json else None, draw)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What reads: the model, chosen by what is read where None, and the largest picture, as usual where None."""
+
+    model: str | None
+    max_pixels: int | None
 
 
 def each(
@@ -65,17 +91,24 @@ def each(
     texts: Sequence[str],
     files: Sequence[Path],
     asked: dict[str, Any],
-    model: str | None,
+    opening: Opening,
     fields: "Callable[[Reading], dict[str, Any]] | None",
     draw: "Callable[[Reading, Console], None]",
 ) -> None:
     """Read every text and print what `fields` says of it, one object a line, or what `draw` draws."""
+    at_least_1(max_pixels=opening.max_pixels)
     arrivals = arriving(texts, files, example=f'clearhead {verb} "attention is not too shabby"')
     first = next(arrivals)
-    from clearhead.cli.reading import Asked, open_watched
+    from clearhead.cli.reading import Asked, Recorded, Watched, open_watched
 
-    usual = "pictures" if are_pictures(texts, first) else "pronounce" if asked["target"] is not None else "sentiment"
-    watched = open_watched(verb, model or usual)
+    watched: Watched | Recorded
+    if any(map(is_recording, texts)):
+        require_recordings(verb, texts, opening.model)
+        watched = Recorded()
+    else:
+        usual = "pronounce" if asked["target"] is not None else "sentiment"
+        usual = "pictures" if are_pictures(texts, first) else usual
+        watched = open_watched(verb, opening.model or usual, opening.max_pixels)
     page = None if fields else console()
     several = len(texts) != 1 or bool(files)
     n_read = 0
@@ -96,3 +129,17 @@ def each(
                 draw(reading, page)
             n_read += 1
         sys.stdout.flush()
+
+
+def require_recordings(verb: str, texts: Sequence[str], model: str | None) -> None:
+    """Raise InputError unless `verb` can look at these arguments, some of which are recordings, without a model."""
+    recording = next(filter(is_recording, texts))
+    if verb != "see":
+        raise InputError(
+            f"{recording} is a recording, without the weights of the model that `clearhead {verb}` computes with: "
+            f"`clearhead see {recording}` and `clearhead explore {recording}` show it"
+        )
+    if others := [text for text in texts if not is_recording(text)]:
+        raise InputError(f"{recording} is a recording and {others[0]!r} is none: give one kind at a time")
+    if model is not None:
+        raise InputError(f"{recording} is a recording, and --model {model} reads texts: leave --model out")

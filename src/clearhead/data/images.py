@@ -11,10 +11,11 @@ Next: `models/vit.py` cuts them in patches.
 
 import json
 import math
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from jaxtyping import Float, UInt8
@@ -27,6 +28,8 @@ from clearhead.json_files import OBJECT, read_json
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MAX_PIXELS = 64_000_000  # 8,000 x 8,000: more than most cameras take, and 200 MB in colour
+OPENING = threading.Lock()  # Pillow's limit is one number for the whole process
 SUFFIXES = frozenset(".avif .bmp .gif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
 
 
@@ -47,12 +50,21 @@ def find_images(paths: Iterable[str | Path]) -> Iterator[Path]:
         yield from found
 
 
-def open_image(path: str | Path) -> "Image":
-    """Return the picture in a file, upright, whole in memory; InputError names the file that is none."""
+def open_image(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> "Image":
+    """Return the picture in a file, upright, whole in memory.
+
+    Args:
+        path: The file.
+        max_pixels: The largest picture that is decoded, in pixels, as its header says; None for any.
+
+    Raises:
+        InputError: The file is no picture, a damaged one or a larger one; it is named.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with header_of(path) as image:
+            require_pixels(str(path), image.height, image.width, max_pixels)
             return ImageOps.exif_transpose(image)  # cameras store how they were held; loads the picture, too
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, expected a picture") from None
@@ -62,12 +74,34 @@ def open_image(path: str | Path) -> "Image":
         raise InputError(f"{path}: a damaged or unreadable picture: {error}") from error
 
 
+def header_of(file: "str | Path | BinaryIO", formats: tuple[str, ...] | None = None) -> "Image":
+    """Return a picture of which nothing is decoded yet, without Pillow's own limit and its warning."""
+    from PIL import Image
+
+    with OPENING:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def require_pixels(name: str, height: int, width: int, max_pixels: int | None) -> None:
+    """Raise InputError for a picture of more pixels than `max_pixels`; decoding it could take all memory."""
+    if max_pixels is not None and height * width > max_pixels:
+        raise InputError(
+            f"{name}: {width:,} x {height:,} pixels, expected at most {max_pixels:,} in all: make it smaller, or allow "
+            f"more by --max-pixels, ImageProcessor(max_pixels=...) in Python"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:
     """What becomes of a picture before a model sees it. The defaults are those of ViT at 224 pixels.
 
     `resize` is (height, width), or one number: the shorter side, the other in proportion. `scale` is what 0 to 255 is
     multiplied by. `mean` and `std` are of the channels, `n_channels` of them: 1 is grey, 3 is red, green and blue.
+    `max_pixels` is the largest picture that is read from a file, or resized to; None for any.
     """
 
     resize: tuple[int, int] | int | None = (224, 224)
@@ -78,6 +112,7 @@ class ImageProcessor:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     n_channels: int = 3
     rounds: bool = False  # where the middle is between two pixels: the one before, or (timm) the even one
+    max_pixels: int | None = MAX_PIXELS
 
     @classmethod
     def load(cls, folder: str | Path) -> "ImageProcessor":
@@ -99,7 +134,8 @@ class ImageProcessor:
 
     def save(self, folder: Path) -> None:
         """Write preprocessor_config.json into `folder`, as transformers reads it."""
-        (folder / PREPROCESSOR).write_text(json.dumps(write_words(**vars(self)), indent=2) + "\n", encoding="utf-8")
+        fields = {name: value for name, value in vars(self).items() if name != "max_pixels"}  # of whoever reads
+        (folder / PREPROCESSOR).write_text(json.dumps(write_words(**fields), indent=2) + "\n", encoding="utf-8")
 
     def read(self, picture: "str | Path | Image | Tensor") -> Float[Tensor, "channels height width"]:
         """Return a picture as its model wants it: of a path, of Pillow, or a tensor.
@@ -115,11 +151,15 @@ class ImageProcessor:
 
         if isinstance(picture, Tensor):
             image = _from_tensor(picture)
+        elif isinstance(picture, Image.Image):
+            image = picture
         else:
-            image = picture if isinstance(picture, Image.Image) else open_image(picture)
+            image = open_image(picture, max_pixels=self.max_pixels)
         image = _in_mode(image, "L" if self.n_channels == 1 else "RGB")
         if self.resize is not None:
             height, width = _sides(image.height, image.width, self.resize)
+            resized = f"a picture of {image.width:,} x {image.height:,} pixels, resized in proportion"
+            require_pixels(resized, height, width, self.max_pixels)
             image = image.resize((width, height), resample=Image.Resampling(self.resample))
         pixels = _to_tensor(image)
         return pixels if self.crop is None else _middle(pixels, self.crop, rounds=self.rounds)

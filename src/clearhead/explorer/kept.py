@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from clearhead.checkpoints.files import save_tensors
 from clearhead.explorer.blocks import Blocks, Mode
 
 SUFFIX = ".overviews"  # of the file beside a recording that holds its exact overviews
@@ -93,7 +93,7 @@ def save_overviews(recording: Path, kept: Mapping[tuple[Any, ...], Any]) -> None
             tensors[f"{name}.visible"] = found.visible.expand_as(found.share).contiguous()
     path = recording.with_name(recording.name + SUFFIX)
     partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, {"of": fingerprint(recording)})
+    save_tensors(tensors, partial, {"of": fingerprint(recording)})
     partial.replace(path)
 
 

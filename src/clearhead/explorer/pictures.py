@@ -62,9 +62,9 @@ def decode(data: bytes) -> "Image":
         raise InputError(f"a damaged or unreadable picture: {error}") from error
 
 
-def opened(picture: "str | Path | Image") -> "Image":
-    """Return a picture that is open, or open the file."""
-    return open_image(picture) if isinstance(picture, str | Path) else picture
+def opened(picture: "str | Path | Image", processor: ImageProcessor) -> "Image":
+    """Return a picture that is open, or open the file if it has no more pixels than the processor takes."""
+    return open_image(picture, max_pixels=processor.max_pixels) if isinstance(picture, str | Path) else picture
 
 
 def area(

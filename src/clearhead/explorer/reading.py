@@ -163,7 +163,7 @@ class PictureReader(Reader):
     def prepare(self, given: "str | Path | Image", target: str | None = None) -> Prepared:
         """Return the picture in a file, or an open one, ready to be read."""
         self.refuse_target(target)
-        image = opened(given)
+        image = opened(given, self.processor)
         pixels = self.processor.read(image)
         config = self.config
         grid = pixels.shape[-2] // config.patch_size, pixels.shape[-1] // config.patch_size

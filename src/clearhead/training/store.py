@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clearhead.checkpoints.files import to_disk
+from clearhead.checkpoints.files import save_tensors, to_disk
 from clearhead.errors import TrainingError
 
 
@@ -82,15 +82,13 @@ class RunFolder:
             ) from error
 
     def _replace(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        from safetensors.torch import save_file
-
         complete = self.state / f"step-{facts['step']:09d}"
         if complete.is_dir():
             return
         partial = self.state / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_file({name: x.contiguous() for name, x in tensors.items()}, partial / "tensors.safetensors")
+        save_tensors({name: x.contiguous() for name, x in tensors.items()}, partial / "tensors.safetensors")
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         for path in (*partial.iterdir(), partial, *([self.metrics] if self.metrics.exists() else [])):
             to_disk(path)

@@ -6,6 +6,7 @@ copied, and where there is none the layer is refused by name; the model runs on.
 
 import math
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -105,6 +106,11 @@ def place(to: str | os.PathLike[str] | None) -> Place:
         return Host()
     if not isinstance(to, str | os.PathLike):
         raise InputError(f'to= expects "cpu", "disk" or the path of a file, got {to!r}')
+    if isinstance(to, str) and re.fullmatch(r"(cuda|mps|xpu|hpu|meta|gpu)(:\d+)?|cpu:\d+", to):
+        raise InputError(
+            f'to= expects "cpu", "disk" or the path of a file, got {to!r}, a device: copies stay where '
+            f'the model is without to=. For a file of that name write "./{to}"'
+        )
     from clearhead.seeing.recordings.store import File
 
     return File() if to == "disk" else File(Path(to))
