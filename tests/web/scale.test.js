@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { byteOf, DIFFERENCE_STOPS, differenceTable, figures, inkOn, legendTicks, luminance, PAGE, positionOf, ramp, shareOf, STOPS, tileTable, usualFloor } from "../../src/clearhead/explorer/web/scale.js";
+import { byteOf, DIFFERENCE_STOPS, differenceTable, figures, inkOn, legendTicks, luminance, PAGE, percent, positionOf, ramp, shareOf, STOPS, tileTable, usualFloor } from "../../src/clearhead/explorer/web/scale.js";
 
 const THEMES = ["light", "dark"];
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
@@ -73,4 +73,9 @@ test("numbers on dark colors are white and on light ones dark, with a contrast o
 test("figures keep their significant digits and do not round small numbers to nothing", () => {
   const said = [0, 1, 0.98, 0.0955, 0.0123, 0.00012, 3e-7, 12.34, 431.2, 16190.4, -0.5, Infinity].map(figures);
   assert.deepEqual(said, ["0", "1.00", "0.98", "0.096", "0.012", "0.00012", "3.0e−7", "12.3", "431", "16,190", "−0.50", "∞"]);
+});
+
+test("a share that is not all is not said to be all", () => {
+  const said = [1, 0.99982, 0.9931, 0.9, 0.42, 0.002, 0].map((share) => percent(share).replace("\u00a0", " "));
+  assert.deepEqual(said, ["100 %", "99.98 %", "99.3 %", "90 %", "42 %", "0.2 %", "0 %"]);
 });

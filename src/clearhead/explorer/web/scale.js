@@ -90,7 +90,7 @@ export function figures(value) {
  */
 export function percent(share) {
   const value = 100 * share;
-  const digits = (value > 99 && value < 99.95) || (value < 1 && value > 0) ? 1 : 0;
+  const digits = value >= 99.95 && value < 99.995 ? 2 : (value > 99 && value < 99.95) || (value < 1 && value > 0) ? 1 : 0;
   return `${value.toFixed(digits)}\u00a0%`;
 }
 

@@ -119,9 +119,12 @@ export class TextView {
 
   #markSpecial() {
     const highlight = new Highlight();
-    if (this.axis?.special && this.everything) {
+    const { special, prompt, tokens } = this.axis ?? { tokens: [] };
+    // In a text that a model went on writing, what it was given is muted, too.
+    const given = prompt !== null && prompt !== undefined && prompt < tokens.length ? prompt : 0;
+    if ((special || given) && this.everything) {
       this.paragraphs.forEach(({ first, starts }, i) => {
-        for (let t = 0; t < starts.length; t++) if (this.axis?.special?.[first + t]) highlight.add(this.#range(i, t));
+        for (let t = 0; t < starts.length; t++) if (first + t < given || special?.[first + t]) highlight.add(this.#range(i, t));
       });
     }
     highlight.priority = -1;
