@@ -172,6 +172,18 @@ def test_without_its_mask_a_gpt_looks_ahead(visit: Visit) -> None:
     visit.keep("lesson-mask-off")
 
 
+def test_the_lesson_goes_on_with_a_sentence_of_ones_own(visit: Visit) -> None:
+    page = visit.open(f"{VIEW}&step=softmax")
+    page.get_by_role("button", name="Try your own").click()
+    page.get_by_label("Your text").fill("a good film")
+    page.get_by_role("button", name="Read it").click()
+    page.wait_for_selector(".lessonrow :text('film')")
+    visit.settle()
+    assert page.locator(".lessonsteps [aria-current=step]").text_content() == "5"
+    assert page.locator(".lessonrow").count() == 5
+    page.evaluate("window.shifts = []")  # the box closed over another recording, as was asked for
+
+
 def test_a_recording_alone_says_what_it_does_not_hold(visit: Visit) -> None:
     page = visit.open("v=1&page=lesson&step=values", "long")
     assert says(page) == "The values were not recorded: watch(model, values=True) keeps them."

@@ -11,7 +11,7 @@ import { nameOf } from "./tokens.js";
 
 /** @typedef {import("./lessonscreens.js").LessonScreen} LessonScreen */
 
-const degrees = (/** @type {number} */ angle) => `${angle.toFixed(0)}°`;
+const degrees = (/** @type {number} */ angle) => `${angle.toFixed(angle < 9.95 ? 1 : 0)}°`;
 
 /** @type {LessonScreen} */
 const headScreen = {
@@ -167,6 +167,7 @@ const maskScreen = {
         const shown = rowsAround(data, scene.query + scene.first);
         const values = masked ? data.weights : free;
         rows.set(shown.map((i) => ({ label: name(data.keys[i]).text, value: values[i], key: data.keys[i], struck: masked && !data.allowed[i] })), 1);
+        if (data.n_allowed === data.n_keys) return [`${asker} may look at all ${data.n_keys} tokens: none comes after it.`];
         const said = `${asker} may look at ${data.n_allowed} of ${data.n_keys} tokens.`;
         if (data.unmasked === null) return [`${said} A bias is added to the scores of this layer, so what a hidden word would get is not known.`];
         return [`${said} Without the mask ${percent(data.to_hidden)} of its attention would go to the others, which this model has never been allowed.`];
