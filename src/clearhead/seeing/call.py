@@ -15,7 +15,7 @@ It is how the backward pass of flash attention recovers the weights that its for
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -117,8 +117,7 @@ class Call:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Return everything kept in numbers, by the name of its field, the rule's tables not among them."""
-        named = ((one.name, getattr(self, one.name)) for one in fields(self))
-        return {name: value for name, value in named if isinstance(value, Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     @property
     def nbytes(self) -> int:

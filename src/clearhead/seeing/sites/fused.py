@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from clearhead.attention import attend_with_sinks
-from clearhead.seeing.sites.aten import KERNELS as OF_ATEN
 from clearhead.seeing.sites.aten import sighting_of as kernel_sighting
 from clearhead.seeing.sites.byhand import ByHand
+from clearhead.seeing.sites.dispatch import FUSED_CALL, KERNELS, never_attends
 from clearhead.seeing.sites.edges import EXPONENTIALS, Edges
 from clearhead.seeing.sites.flash import INSIDE, Given, named, op_name
 from clearhead.seeing.sites.flex import UNCOMPILED, CannotTell, is_flex, sighting_of
@@ -38,11 +38,6 @@ from clearhead.seeing.sites.sighting import Report, Sighting, dtype_in_kernel
 from clearhead.seeing.sites.subclasses import causal_rule
 from clearhead.seeing.sites.trials import Trial
 
-FUSED = torch._C._nn.scaled_dot_product_attention  # F.scaled_dot_product_attention, whatever was put over that name
-FUSED_CALL = "scaled_dot_product_attention"
-ATEN = torch.ops.aten.scaled_dot_product_attention  # what it ends in; models that torch.export wrote call it
-FUSED_CALLS: set[Callable[..., Any]] = {FUSED, ATEN, ATEN.default}
-KERNELS = {**OF_ATEN, **dict.fromkeys(FUSED_CALLS, FUSED_CALL)}  # by function: what `see_kernel` calls it
 TRACED = "while torch.jit.trace ran the model it was not watched"
 
 
@@ -91,6 +86,8 @@ class FusedCalls(TorchFunctionMode):
             return func(*args, **kwargs)
         if torch._C._get_tracing_state() is not None:  # torch.jit.trace, which would write down what we compute
             self.note(TRACED)
+            return func(*args, **kwargs)
+        if not (self.by_hand.known or self.edges.known or self.trials) and never_attends(func):
             return func(*args, **kwargs)
         if func in KERNELS and not torch.compiler.is_compiling():
             kernel = KERNELS[func]

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from clearhead.attention import attend_with_sinks
 from clearhead.seeing.sites.aten import KERNELS
+from clearhead.seeing.sites.dispatch import FUSED, FUSED_CALLS
 from clearhead.seeing.sites.flash import op_name
 from clearhead.seeing.sites.flex import is_flex
 from clearhead.seeing.sites.frames import looks_like_attention
-from clearhead.seeing.sites.fused import FUSED, FUSED_CALLS
 from clearhead.seeing.sites.normaliser import LogSumExp
 from clearhead.seeing.sites.sighting import Sighting, dtype_in_kernel
 from clearhead.seeing.sites.trials import HOW

@@ -7,7 +7,7 @@ activations, sums, other views) has not done that: MobileBERT's `bottleneck.atte
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ HOW: dict[Callable[..., Any], str] = {
     if hasattr(place, name)
 } | dict.fromkeys(TURNS, "alone")
 
+PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+
 
 class Trial:
     """One run of a module: which tensors were made of its inputs with fixed numbers alone."""
@@ -53,31 +55,34 @@ class Trial:
         """Look at a function that ran; return False if it may be part of attention: that ends the trial."""
         if WHAT.get(func) in ("product", "softmax"):
             return False
-        how, given = HOW.get(func), list(tensors((args, kwargs)))
-        if how is None and (out is None or any(x is out for x in given)):
-            return False  # it wrote into what it was given
-        if how is None or not isinstance(out, Tensor):
+        how = HOW.get(func)
+        if how is None:  # False where it wrote into what it was given
+            return out is not None and (not isinstance(out, Tensor) or all(x is not out for x in tensors(args, kwargs)))
+        if not isinstance(out, Tensor):
             return True
-        made_of = [x for x in given if not isinstance(x, nn.Parameter)]
+        made_of = [x for x in tensors(args, kwargs) if not isinstance(x, nn.Parameter)]
         if all(map(self.has, made_of)) and (how == "sum" or len(made_of) == 1):
             self.add(out)
         return True
 
     def cleared(self, output: Any) -> bool:
         """Say whether all that the module gave was made so."""
-        found = list(tensors(output))
+        found = tensors(output)
         return bool(found) and all(map(self.has, found))
 
 
-def tensors(x: Any) -> Iterator[Tensor]:
-    """Yield the tensors in something nested."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, Mapping):
-        yield from tensors(tuple(x.values()))
-    elif isinstance(x, tuple | list):
-        for part in x:
-            yield from tensors(part)
+def tensors(*nested: Any) -> list[Tensor]:
+    """Return the tensors in values that may be nested in mappings, tuples and lists, in order."""
+    found: list[Tensor] = []
+    for x in nested:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif x and type(x) not in PLAIN:  # asked of every function that runs: most arguments are numbers or names
+            if isinstance(x, tuple | list):
+                found += tensors(*x)
+            elif isinstance(x, Mapping):
+                found += tensors(*x.values())
+    return found
 
 
 def is_leaf_of_torch(module: nn.Module) -> bool:
