@@ -712,12 +712,14 @@ def test_memory_does_not_grow_with_the_number_of_texts(
 
 
 def test_explore_prints_one_line_and_serves_until_ctrl_c(folder: Path, processes: list[subprocess.Popen[str]]) -> None:
-    process = start("explore", TEXTS[0], "--model", folder, "--no-open")
+    view = "v=1&page=head&l=0&h=1&cut=0.1.2.*"
+    process = start("explore", TEXTS[0], "--model", folder, "--no-open", "--view", view)
     processes.append(process)
     assert process.stdout is not None
     address = process.stdout.readline()
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#token=[\w-]{43}\n", address)
-    page, _, token = address.strip().partition("#token=")
+    shape = rf"(http://127\.0\.0\.1:\d+/)#token=([\w-]{{43}})&{re.escape(view)}\n"
+    assert (found := re.fullmatch(shape, address)) is not None
+    page, token = found.groups()
     given: tuple[dict[str, str], ...] = ({}, {"Authorization": f"Bearer {token}"})
     for headers, status in zip(given, (401, 200)):
         answer = httpx2.get(f"{page}api/meta", headers=headers)
@@ -730,6 +732,7 @@ def test_explore_prints_one_line_and_serves_until_ctrl_c(folder: Path, processes
 def test_explore_says_what_cannot_be_explored(call: Call, tmp_path: Path) -> None:
     assert "nothing to explore: give a text" in call("explore").err
     assert "--port is a number from 0 to 65535" in call("explore", "x", "--port", "70000").err
+    assert "--view is what the page writes" in call("explore", "x", "--view", "v=1&q=<script>").err
     done = call("explore", "--file", tmp_path / "absent.txt")
     assert (done.code, done.out) == (1, "") and "cannot be read" in done.err
     with socket.socket() as taken:

@@ -11,11 +11,17 @@ from clearhead.explorer.exploration import Exploration
 from clearhead.explorer.export import export
 
 
+@pytest.fixture(scope="module")
+def path(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the exported sentence."""
+    found = tmp_path_factory.mktemp("exported") / "page.html"
+    export(Exploration([site.scenes["sentiment"]]), found, view="v=1&page=head&l=2&h=0")
+    return found
+
+
 @pytest.fixture()
-def page(site: Site, browser: Any, tmp_path: Path) -> Iterator[Any]:
+def page(path: Path, browser: Any) -> Iterator[Any]:
     """Return a page on the exported sentence; it fails where anything is logged as an error or asked for."""
-    path = tmp_path / "page.html"
-    export(Exploration([site.scenes["sentiment"]]), path, view="v=1&page=head&l=2&h=0")
     found = browser.new_page()
     faults: list[str] = []
     found.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)

@@ -22,6 +22,7 @@ from clearhead.cli.arguments import (
     Target,
     Text,
     Texts,
+    View,
     Watched,
     Word,
 )
@@ -111,6 +112,7 @@ def explore(
     file: Files = (),
     target: Target = None,
     model: Watched = None,
+    view: View = "",
     port: Port = None,
     no_open: Flag = False,
 ) -> None:
@@ -121,12 +123,13 @@ def explore(
         file: Read each of these as one text.
         target: What an encoder-decoder writes while it looks at the text.
         model: A shipped default (clearhead models), a checkpoint folder or a hub name.
+        view: Begin where "Copy as command" or "Copy the view" of the page was.
         port: Serve on this port of this machine.
         no_open: Print the address and open no browser.
     """
     from clearhead.cli import exploring
 
-    exploring.run(texts, file, target=target, model=model, port=port, opens=not no_open)
+    exploring.run(texts, file, target=target, model=model, view=view, port=port, opens=not no_open)
 
 
 def effect(

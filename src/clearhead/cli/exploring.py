@@ -4,6 +4,7 @@ Texts and pictures are read by a model, recordings opened; then a server on this
 until Ctrl-C. Standard output holds one line, the address.
 """
 
+import re
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # torch: an input that is not there need not wait for it
     from clearhead.explorer.scene import Scene
 
 MAX_LETTERS = 2_000_000  # of one text: more than any model reads at once
+VIEW = r"(v=1(&[a-z0-9]+=[\w.,~+*%-]*)*)?"  # names and values that need no encoding in an address
 SHIPPED = ("sentiment", "novels", "pictures", "pronounce")
 
 
@@ -28,6 +30,7 @@ def run(
     *,
     target: str | None,
     model: str | None,
+    view: str,
     port: int | None,
     opens: bool,
 ) -> None:
@@ -36,6 +39,9 @@ def run(
         refuse('nothing to explore: give a text, clearhead explore "attention is not too shabby", or --file FILE')
     if port is not None and not 0 <= port < 2**16:
         refuse(f"--port is a number from 0 to {2**16 - 1}, got {port}")
+    view = view.removeprefix("#")
+    if not re.fullmatch(VIEW, view):
+        refuse(f"--view is what the page writes behind the #, such as 'v=1&page=head&l=2&h=0', got {view!r}")
     for text in texts:
         require_text(text)
         if not is_recording(text):
@@ -56,7 +62,7 @@ def run(
             if opens and not webbrowser.open(address):
                 note("no browser could be opened: open the address yourself")
 
-        serve(Exploration(scenes, runner), listening, ready)
+        serve(Exploration(scenes, runner), listening, ready, view)
 
 
 def write_page(

@@ -42,6 +42,7 @@ def meta(exploration: "Exploration", scene: str | None, call: int, batch: int) -
                 "run": runner is not None and bool(runner.names),
                 "edit": again,
                 "effect": again,
+                "temperature": again,
                 "why_values": first.v is not None,
                 "profile": False,
                 "generate": again and runner is not None and runner.can_generate(found),

@@ -52,15 +52,16 @@ def configured(exploration: Exploration, token: str, port: int) -> uvicorn.Confi
     )
 
 
-def serve(exploration: Exploration, listening: socket.socket, ready: Callable[[str], None]) -> None:
+def serve(exploration: Exploration, listening: socket.socket, ready: Callable[[str], None], view: str = "") -> None:
     """Answer requests until a signal ends it.
 
     Args:
         exploration: What is explored.
         listening: The socket of `listen`.
         ready: Called with the address, token included, once it can be opened.
+        view: Where the page begins, as the page itself writes it behind the `#`.
     """
     port, token = listening.getsockname()[1], secrets.token_urlsafe(32)
     server = uvicorn.Server(configured(exploration, token, port))
-    ready(f"http://{HOST}:{port}/#token={token}")
+    ready(f"http://{HOST}:{port}/#token={token}" + (f"&{view}" if view else ""))
     server.run(sockets=[listening])
