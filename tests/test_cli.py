@@ -718,7 +718,8 @@ def test_explore_prints_one_line_and_serves_until_ctrl_c(folder: Path, processes
     assert process.stdout is not None
     address = process.stdout.readline()
     shape = rf"(http://127\.0\.0\.1:\d+/)#token=([\w-]{{43}})&{re.escape(view)}\n"
-    assert (found := re.fullmatch(shape, address)) is not None
+    found = re.fullmatch(shape, address)
+    assert found is not None, address
     page, token = found.groups()
     given: tuple[dict[str, str], ...] = ({}, {"Authorization": f"Bearer {token}"})
     for headers, status in zip(given, (401, 200)):
