@@ -12,7 +12,7 @@ import pytest
 
 from clearhead.checkpoints import load
 from clearhead.checkpoints.endings import stated_tokens
-from clearhead.cli.labeller import require_mean
+from clearhead.cli.sentence_transformers import Before
 from clearhead.data.images import ImageProcessor
 from clearhead.data.sound import SoundProcessor
 from clearhead.data.tokenizer import Tokenizer
@@ -139,8 +139,8 @@ def opened(source: Path) -> None:
     if getattr(model.config, "n_mels", None) is not None:
         SoundProcessor.load(source).require_fits(model.config.n_mels, 2 * model.config.max_source_len)
     elif hasattr(model.config, "patch_size"):
-        ImageProcessor.load(source)
-    require_mean(source)
+        ImageProcessor.load(source).require_fits(model.config.patch_size, model.config.image_size)
+    Before.of(source)
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,16 @@ def opened(source: Path) -> None:
         ("gpt", "model.safetensors.index.json", "weight_map", [3], "expected an object"),
         ("bert", "1_Pooling/config.json", "pooling_mode_cls_token", "x", "expected true or false"),
         ("bert", "1_Pooling/config.json", "pooling_mode", 7, "expected a text"),
+        ("bert", "config_sentence_transformers.json", "prompts", {"query": 3}, "expected a text"),
+        ("bert", "sentence_bert_config.json", "do_lower_case", "yes", "expected true or false"),
         ("vit", "config.json", "id2label", {"0": []}, "expected an object with a name for each of 0, 1, 2"),
         ("vit", "preprocessor_config.json", "do_resize", 1, "expected true or false"),
         ("vit", "preprocessor_config.json", "size", {"height": 10**9, "width": 3}, "expected a whole number, or"),
+        ("vit", "preprocessor_config.json", "size", 60_000, "expected at most 256, 16 times the image_size"),
+        ("vit", "preprocessor_config.json", "size", 17, "expected multiples of patch_size 4, got (17, 17)"),
+        ("pair", "config.json", "decoder_start_token_id", 10**6, "start_id 1000000 is not one of the"),
+        ("whisper", "config.json", "decoder_start_token_id", 10**6, "start_id 1000000 is not one of the"),
+        ("pair", "config.json", "pad_token_id", 10**6, "pad_id 1000000 is not one of the"),
         ("vit", "preprocessor_config.json", "image_std", [0, 1, 1], "expected a number above 0"),
         ("vit", "preprocessor_config.json", "resample", 2.0, "expected a whole number from 0 to 5"),
         ("vit", "preprocessor_config.json", "image_processor_type", ["ViT"], "expected a text"),
@@ -204,7 +211,7 @@ def test_a_value_that_cannot_be_is_named_with_its_file_and_key_before_anything_i
         (source / "model.safetensors").unlink()
     with pytest.raises(CheckpointError) as raised:
         opened(source)
-    for part in (Path(file).name, expected, *([key] if key != "attn_pdrop" else [])):
+    for part in (Path(file).name, expected, *([key] if type(value) is not int or value < 10**5 else [])):
         assert part in str(raised.value)
 
 
@@ -224,6 +231,8 @@ KEYS = {
     "preprocessor_config.json": "do_resize size resample do_center_crop crop_size do_rescale rescale_factor "
     "do_normalize image_mean image_std default_to_square image_processor_type feature_size sampling_rate n_fft "
     "hop_length chunk_length do_convert_rgb padding_value",
+    "config_sentence_transformers.json": "prompts default_prompt_name",
+    "sentence_bert_config.json": "do_lower_case max_seq_length",
     "1_Pooling/config.json": "pooling_mode pooling_mode_cls_token word_embedding_dimension",
 }
 

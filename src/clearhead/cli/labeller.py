@@ -94,6 +94,7 @@ class PictureLabeller:
         assert isinstance(model, LABELS_PICTURES)
         self.model, self.labels = model, distinct_labels(model.config.labels)
         self.processor = ImageProcessor.load(folder)
+        self.processor.require_fits(model.config.patch_size, model.config.image_size)
         self.dtype, self.n_read, self.n_unread = DTYPES[dtype], 0, 0
 
     def read(self, paths: Sequence[str]) -> Iterator[tuple[str, list[float], int]]:

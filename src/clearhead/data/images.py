@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000: more than most cameras take, and 200 MB in colour
+MAX_TIMES_TRAINED = 16  # as long may the sides of a picture be as those that a model was trained at
 OPENING = threading.Lock()  # Pillow's limit is one number for the whole process
 SUFFIXES = frozenset(".avif .bmp .gif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
 
@@ -131,6 +132,23 @@ class ImageProcessor:
             return cls(**read_words(read_json(path), config.get("num_channels") or 3))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+    def require_fits(self, patch_size: int, image_size: tuple[int, int]) -> None:
+        """Raise CheckpointError where a model of this patch size, trained at `image_size`, cannot see what this makes.
+
+        A model sees pictures of other sizes than it was trained at, but not any: its memory grows with their square.
+        """
+        longest = MAX_TIMES_TRAINED * max(image_size)
+        sides = [side for size in (self.resize, self.crop) for side in (size if isinstance(size, tuple) else [size])]
+        if large := [side for side in sides if side is not None and side > longest]:
+            raise CheckpointError(
+                f"{PREPROCESSOR}: size and crop_size: expected at most {longest:,}, {MAX_TIMES_TRAINED} times the "
+                f"image_size that the positions in the weights are for, got {large[0]:,}"
+            )
+        if self.size is not None and any(side % patch_size for side in self.size):
+            raise CheckpointError(
+                f"{PREPROCESSOR}: size and crop_size: expected multiples of patch_size {patch_size}, got {self.size}"
+            )
 
     def save(self, folder: Path) -> None:
         """Write preprocessor_config.json into `folder`, as transformers reads it."""

@@ -159,6 +159,7 @@ class PictureReader(Reader):
     def __init__(self, folder: Path, model: nn.Module) -> None:
         super().__init__(folder, model)
         self.processor = ImageProcessor.load(folder)
+        self.processor.require_fits(self.config.patch_size, self.config.image_size)
 
     def prepare(self, given: "str | Path | Image", target: str | None = None) -> Prepared:
         """Return the picture in a file, or an open one, ready to be read."""

@@ -69,6 +69,11 @@ class EncoderDecoderConfig:
                 f"EncoderDecoderConfig: half of the buckets, at least 4, are for single distances, the rest reach up "
                 f"to max_distance: got {self.n_buckets} buckets for max_distance {self.max_distance}"
             )
+        for field in ("pad_id", "start_id"):  # which are looked up among the words
+            if not 0 <= (token := getattr(self, field)) < self.vocab_size:
+                raise ConfigError(
+                    f"EncoderDecoderConfig: {field} {token} is not one of the {self.vocab_size} token ids"
+                )
         activation(self.activation)
 
 
