@@ -87,8 +87,11 @@ class FusedCalls(TorchFunctionMode):
         if torch._C._get_tracing_state() is not None:  # torch.jit.trace, which would write down what we compute
             self.note(TRACED)
             return func(*args, **kwargs)
-        if not (self.by_hand.known or self.edges.known or self.trials) and never_attends(func):
-            return func(*args, **kwargs)
+        if not (self.by_hand.known or self.edges.known) and never_attends(func):
+            out = func(*args, **kwargs)
+            if self.trials:
+                self.look_at_trials(func, args, kwargs, out)
+            return out
         if func in KERNELS and not torch.compiler.is_compiling():
             kernel = KERNELS[func]
             return self.see(func, args, kwargs) if kernel == FUSED_CALL else self.see_kernel(kernel, func, args, kwargs)
@@ -106,10 +109,12 @@ class FusedCalls(TorchFunctionMode):
         if self.edges.known or func in EXPONENTIALS:
             self.edges.look(func, args, kwargs, out)
         if self.trials:
-            for trial in [*self.trials]:
-                if not trial.goes_on(func, args, kwargs, out):
-                    self.trials.remove(trial)
+            self.look_at_trials(func, args, kwargs, out)
         return out
+
+    def look_at_trials(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        """Let the trials that are on look at a function and what it gave; those that end are taken out."""
+        self.trials[:] = [trial for trial in self.trials if trial.goes_on(func, args, kwargs, out)]
 
     def see(self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
         """Run the fused call `func` as it was made, report it, and go on with the answer, or with what came out."""
