@@ -59,7 +59,7 @@ class CacheLengths:
         """Return that of the cache among the arguments of a module."""
         if not self.known:
             return None
-        found = (self.known.get(id(x)) for x in (*frame.inputs, *frame.named.values()))
+        found = (self.known.get(id(x)) for x in (*frame.inputs, *(frame.named or {}).values()))
         return next((one for one in found if one is not None), None)
 
 
@@ -81,7 +81,7 @@ class Arguments:
     @property
     def says_another_text(self) -> bool:
         """Return whether the attention module was given another text by an argument that is named for that."""
-        named = self.running[-1].named if self.running else {}
+        named = (self.running[-1].named if self.running else None) or {}
         return any(isinstance(named.get(name), Tensor) for name in OTHER_TEXT_ARGUMENTS)
 
     def has_sequence(self, batch: int, n_queries: int, n_keys: int) -> bool:
@@ -91,7 +91,7 @@ class Arguments:
         is then nothing but attention; a module inside may be given them by a module that has a cache.
         """
         frame = self.running[-1] if self.running else None
-        arguments = () if frame is None else (*frame.inputs, *frame.named.values())
+        arguments = () if frame is None else (*frame.inputs, *(frame.named or {}).values())
         given = [x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()]
         if len(self.running) == 1 and any(x.ndim == 4 and n_keys in x.shape[1:3] for x in given):
             return True
@@ -123,7 +123,7 @@ class Arguments:
     def _first(self, names: Sequence[str]) -> int | None:
         for frame in reversed(self.running):
             positional = zip(_parameters(type(frame.module)), frame.inputs) if frame.inputs else ()
-            given = {**dict(positional), **frame.named}
+            given = {**dict(positional), **(frame.named or {})}
             said = (_number(given.get(name)) for name in names)
             if (found := next((one for one in said if one is not None), None)) is not None:
                 return found
