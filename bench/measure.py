@@ -36,15 +36,18 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return seconds
 
 
-def spawned(way: Sequence[str]) -> tuple[float, float, str]:
-    """Return the seconds, the peak MiB and what was said of a new Python that runs `way` to its end, or stop."""
+def spawned(way: Sequence[str], *, of_the_processor: bool = False) -> tuple[float, float, str]:
+    """Return the seconds, the peak MiB and what was said of a new Python that runs `way` to its end, or stop.
+
+    Seconds `of_the_processor` are those that the process computed, without those in which it waited for others.
+    """
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *way], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=quiet)
     assert process.stdout is not None
     said = process.stdout.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
-    took = time.perf_counter() - start
+    took = usage.ru_utime + usage.ru_stime if of_the_processor else time.perf_counter() - start
     if status != 0:
         sys.exit(f"{Path(sys.executable).name} {' '.join(way)} failed:\n{said}")
     return took, usage.ru_maxrss / 1024, said
