@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif "--version" in options:
             print(f"clearhead {__version__}")
         else:
-            if ours and argv[0] not in ("train", "profile"):  # which may compile
+            if ours and argv[0] not in ("train", "profile", "explore"):  # which run for long
                 from clearhead.cli.startup import hasten
 
                 hasten()
