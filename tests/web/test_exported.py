@@ -52,3 +52,10 @@ def test_the_weight_under_the_cross_hair_is_the_recordings(page: Any, site: Site
 def test_a_file_offers_nothing_that_it_cannot_do(page: Any) -> None:
     assert page.get_by_role("button", name="Switch head").count() == 0
     assert page.get_by_role("button", name="Try your own").count() == 0
+
+
+def test_the_lesson_of_the_first_head_is_in_the_file(page: Any) -> None:
+    page.get_by_text("Lesson").first.click()
+    page.wait_for_selector(SETTLED, state="attached")
+    assert page.get_by_role("heading", name="Every word has something to give").is_visible()
+    assert "The longest value is that of" in page.locator(".lesson").text_content()

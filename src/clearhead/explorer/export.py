@@ -28,6 +28,7 @@ from clearhead.explorer.table import Answer
 BUDGET = 20_000_000  # bytes of a file, where no other number is given
 LARGEST_MAP = 2**22  # weights of one head that are kept exactly: 2,048 x 2,048, 16 MiB before they are packed
 N_STRONGEST = 20  # links in the table of a head's page
+N_LESSONS = 16  # queries, at most, for which the lesson of the head that the page begins with is kept
 N_HARDEST = 64  # queries, at most, for each of which the strongest head is kept
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -147,6 +148,7 @@ def export(
     place = {"scene": name, "call": -1, "batch": 0}
     _hold_front(held, meta, place)
     heads = _by_strength(exploration, meta, place)
+    _hold_lesson(held, meta, {**place, "layer": heads[0][0], "head": heads[0][1]})
     n_zoomed = sum(_hold_zoom(held, meta, {**place, "layer": layer, "head": head}) for layer, head in heads)
     n_exact = sum(_hold_map(held, {**place, "layer": layer, "head": head}) for layer, head in heads)
     text = _page(meta, {"answers": held.answers, "maps": held.maps, "style": joining.style(), "view": view})
@@ -172,6 +174,13 @@ def _hold_front(held: _Held, meta: dict[str, Any], place: dict[str, Any]) -> Non
     n_queries = max(layer["n_queries"] for layer in meta["layers"])
     for query in range(min(n_queries, N_HARDEST)):
         held.ask("hardest", **place, query=query)
+
+
+def _hold_lesson(held: _Held, meta: dict[str, Any], head: dict[str, Any]) -> None:
+    """Hold the lesson of one head, for the first words."""
+    layer = next(layer for layer in meta["layers"] if layer["index"] == head["layer"])
+    for query in range(min(layer["n_queries"], N_LESSONS)):
+        held.ask("lesson", **head, query=query, seed=0)
 
 
 def _by_strength(exploration: Exploration, meta: dict[str, Any], place: dict[str, Any]) -> list[tuple[int, int]]:
