@@ -320,7 +320,8 @@ def test_meta_says_what_a_text_is(exploration: Exploration) -> None:
     said = meta["strongest"]
     whole = floats(exploration.ask("row", layer=said["layer"], head=said["head"], query=said["query"]))
     assert float(whole[said["key"]]) == pytest.approx(said["weight"]) and "“shabby”" in said["sentence"]
-    assert [name for name, can in meta["can"].items() if can] == ["run", "edit", "effect", "why_values", "image"]
+    can = [name for name, can in meta["can"].items() if can]
+    assert can == ["run", "edit", "effect", "temperature", "why_values", "image"]
 
 
 def test_meta_tells_encoder_decoder_and_cross_attention_apart(exploration: Exploration) -> None:

@@ -97,7 +97,9 @@ def read_config(config: Json, architecture: str, names: Collection[str], *, dist
         raise CheckpointError(f"pooler_output_size {pooled} is not hidden_size {values['d_model']}: here it always is")
     values["image_size"] = tuple(values["image_size"])
     labels = read_labels(config, architecture.removesuffix("WithTeacher"))
-    return ViTConfig(**values, distilled_token=distilled, pooler="pooler.dense.weight" in names, labels=labels)
+    # a classifier may be published with a pooler that it never uses
+    pooler = "pooler.dense.weight" in names and architecture.endswith("Model")
+    return ViTConfig(**values, distilled_token=distilled, pooler=pooler, labels=labels)
 
 
 def write_config(config: ViTConfig) -> dict[str, Any]:
