@@ -78,7 +78,7 @@ class Exported:
             return f"{size}, all {self.n_heads} heads exactly"
         return (
             f"{size}: all {self.n_heads} heads in small, {self.n_zoomed} of them at every zoom, {self.n_exact} weight "
-            f"by weight; a larger budget holds more"
+            f"by weight; a larger budget= of clearhead.explorer.export.export holds more"
         )
 
 
@@ -149,8 +149,11 @@ def export(
     _hold_front(held, meta, place)
     heads = _by_strength(exploration, meta, place)
     _hold_lesson(held, meta, {**place, "layer": heads[0][0], "head": heads[0][1]})
-    n_zoomed = sum(_hold_zoom(held, meta, {**place, "layer": layer, "head": head}) for layer, head in heads)
-    n_exact = sum(_hold_map(held, {**place, "layer": layer, "head": head}) for layer, head in heads)
+    n_zoomed = n_exact = 0
+    for layer, head in heads:  # a few heads whole rather than all in part: the page asks for rows, too
+        address = {**place, "layer": layer, "head": head}
+        n_zoomed += _hold_zoom(held, meta, address)
+        n_exact += _hold_map(held, address)
     text = _page(meta, {"answers": held.answers, "maps": held.maps, "style": joining.style(), "view": view})
     _write(Path(path), text)
     return Exported(len(text.encode()), len(heads), n_zoomed, n_exact)
